@@ -1,0 +1,1 @@
+"""What people touch: the command line, the Gradio page and the pipelines both call. Depends on every other package."""

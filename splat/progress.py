@@ -1,0 +1,19 @@
+"""The event that long work yields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step of a job. A job is a generator of these; closing it cancels the job; its return value is the result."""
+
+    stage: str  # "photos", "features", "poses", "prior", "fit", "mesh", ...
+    step: int  # steps done in this stage
+    total: int  # steps this stage has
+    note: str = ""  # one short sentence for the user
+    preview: Tensor | None = None  # [H, W, 3] sRGB in [0, 1]
+    values: dict[str, float] = field(default_factory=dict)  # live figures: psnr, gaussians, loss
