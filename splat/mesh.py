@@ -17,7 +17,7 @@ class Mesh:
     vertices: Tensor  # [V, 3] float32
     faces: Tensor  # [F, 3] int64
     colors: Tensor | None = None  # [V, 3] sRGB in [0, 1]
-    uvs: Tensor | None = None  # [F, 3, 2] in [0, 1], per corner
+    uvs: Tensor | None = None  # [F, 3, 2] in [0, 1], per corner; (0, 0) is the texture's lower left corner
     texture: Tensor | None = None  # [H, W, 3] sRGB
 
     def __post_init__(self) -> None:
