@@ -74,7 +74,9 @@ class NoDensify:
     def observe(self, seen: Observations, rendering: Rendering, width: int, height: int) -> Observations:
         return seen
 
-    def propose(self, step: int, total: int, splats: Splats, seen: Observations, extent: float, cap: int, generator) -> Edit | None:
+    def propose(
+        self, step: int, total: int, splats: Splats, seen: Observations, extent: float, cap: int, generator
+    ) -> Edit | None:
         return None
 
     def perturb(self, splats: Splats, lr_means: float, generator) -> tuple[Tensor, Tensor] | None:
@@ -102,7 +104,9 @@ class ClassicDensify(NoDensify):
         return Observations(seen.gradient + (norm * drawn).sum(0), seen.seen + drawn.sum(0))
 
     @torch.no_grad()
-    def propose(self, step: int, total: int, splats: Splats, seen: Observations, extent: float, cap: int, generator) -> Edit | None:
+    def propose(
+        self, step: int, total: int, splats: Splats, seen: Observations, extent: float, cap: int, generator
+    ) -> Edit | None:
         n, device = len(splats), splats.means.device
         every_row = torch.arange(n, device=device)
         if step in {round(f * total) for f in self.reset_at}:
@@ -150,7 +154,9 @@ class MCMCDensify(NoDensify):
     noise: float = 5e5  # times the learning rate of the means (eq. 9); 0 switches the jitter off
 
     @torch.no_grad()
-    def propose(self, step: int, total: int, splats: Splats, seen: Observations, extent: float, cap: int, generator) -> Edit | None:
+    def propose(
+        self, step: int, total: int, splats: Splats, seen: Observations, extent: float, cap: int, generator
+    ) -> Edit | None:
         if step % self.every or not self.start * total <= step <= self.stop * total:
             return None
         n, device = len(splats), splats.means.device
@@ -200,15 +206,19 @@ def relocated(opacities: Tensor, log_scales: Tensor, copies: Tensor) -> tuple[Te
 
     "3D Gaussian Splatting as Markov Chain Monte Carlo" (Kheradmand et al. 2024), eq. 8; at most 51 copies count.
     """
-    copies = copies.clamp(1, 51)
-    o = opacities.double()
+    out_opacities, out_scales = opacities.clone(), log_scales.clone()
+    rows = (copies > 1).nonzero().squeeze(-1)
+    if len(rows) == 0:
+        return out_opacities, out_scales
+    copies, o = copies[rows].clamp_max(51), opacities[rows].double()
     new = 1 - (1 - o).pow(1 / copies)
     sums = torch.zeros_like(o)
     for i in range(1, int(copies.max()) + 1):
         k = torch.arange(i, dtype=torch.float64, device=o.device)
-        binomial = torch.exp(torch.lgamma(torch.tensor(float(i))) - torch.lgamma(k + 1) - torch.lgamma(i - k))
+        binomial = torch.exp(math.lgamma(i) - torch.lgamma(k + 1) - torch.lgamma(i - k))
         terms = binomial * (-1) ** k / (k + 1).sqrt() * new[:, None] ** (k + 1)
         sums += terms.sum(-1) * (copies >= i)
     ratio = (o / sums.clamp_min(1e-12)).clamp(1e-3, 1.0)
-    ratio = torch.where(copies > 1, ratio, torch.ones_like(ratio))
-    return new.to(opacities), (log_scales.double() + ratio.log()[:, None]).to(log_scales)
+    out_opacities[rows] = new.to(opacities)
+    out_scales[rows] = (log_scales[rows].double() + ratio.log()[:, None]).to(log_scales)
+    return out_opacities, out_scales

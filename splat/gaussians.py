@@ -82,9 +82,7 @@ class Splats:
         """Higher bands cut off, or added as zeros."""
         k, have = (degree + 1) ** 2, self.sh.shape[1]
         padding = self.sh.new_zeros(len(self), max(k - have, 0), 3)
-        return Splats(
-            self.means, self.quats, self.log_scales, self.opacity_logits, torch.cat([self.sh[:, :k], padding], dim=1)
-        )
+        return Splats(self.means, self.quats, self.log_scales, self.opacity_logits, torch.cat([self.sh[:, :k], padding], dim=1))
 
     def transformed(self, similarity: Similarity) -> Splats:
         """The same scene after the world moved by `similarity`; turns the SH bands too."""

@@ -38,7 +38,10 @@ class PointCloud:
         """All points in order; the radius survives only when every part has one."""
         radius = None if any(p.radius is None for p in parts) else torch.cat([p.radius for p in parts])
         return PointCloud(
-            torch.cat([p.xyz for p in parts]), torch.cat([p.rgb for p in parts]), torch.cat([p.confidence for p in parts]), radius
+            torch.cat([p.xyz for p in parts]),
+            torch.cat([p.rgb for p in parts]),
+            torch.cat([p.confidence for p in parts]),
+            radius,
         )
 
     def transformed(self, similarity: Similarity) -> PointCloud:

@@ -63,3 +63,20 @@ def rotation_between(a: Tensor, b: Tensor) -> Tensor:
         axis = torch.linalg.cross(a, torch.eye(3, dtype=a.dtype)[int(a.abs().argmin())])
         return matrix_from_quat(torch.cat([torch.zeros(1, dtype=a.dtype), axis]))
     return matrix_from_quat(torch.cat([w[None], torch.linalg.cross(a, b)]))
+
+
+def se3_exp(tangent: Tensor) -> Tensor:
+    """[..., 6] (translation part, then rotation vector in radians) -> [..., 4, 4] rigid motion. Differentiable at zero."""
+    rho, omega = tangent[..., :3], tangent[..., 3:]
+    x, y, z = omega.unbind(-1)
+    zero = torch.zeros_like(x)
+    hat = torch.stack(
+        [
+            torch.stack([zero, -z, y, rho[..., 0]], -1),
+            torch.stack([z, zero, -x, rho[..., 1]], -1),
+            torch.stack([-y, x, zero, rho[..., 2]], -1),
+            torch.stack([zero, zero, zero, zero], -1),
+        ],
+        dim=-2,
+    )
+    return torch.linalg.matrix_exp(hat)

@@ -1,0 +1,337 @@
+"""Fitting splats to posed views: `fit`, the training loop of 3DGS as a generator of `Progress`.
+
+"3D Gaussian Splatting for Real-Time Radiance Field Rendering" (Kerbl et al. 2023), section 5, with the options that few
+photographs need: regularisers, random background behind masked subjects, per-photo exposure, pose refinement.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from splat.cameras import Cameras
+from splat.checkpoint import load_state, save_state
+from splat.densify import Densify, MCMCDensify, Observations, apply_edit
+from splat.errors import InputError, StoppedLate
+from splat.gaussians import Splats
+from splat.losses import photometric
+from splat.metrics import psnr
+from splat.progress import Progress
+from splat.render import RenderOptions, render
+from splat.rotations import se3_exp
+from splat.views import Views
+
+# Bytes a Gaussian costs in training at SH degree 3: value, gradient, two Adam moments of 59 floats, and the renderer's
+# records and sums (about as much again).
+BYTES_PER_GAUSSIAN = 59 * 4 * 4 * 2
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Every knob of the fit. Learning rates are 3DGS's unless a comment says otherwise."""
+
+    steps: int = 2500  # optimiser steps, one view each
+    sh_degree: int = 3  # highest spherical-harmonics degree: how much colour may change with the viewpoint
+    sh_every: float = 0.1  # fraction of the steps between unlocking one SH degree and the next
+    lr_means: float = 1.6e-4  # times the scene's extent, world units
+    lr_means_final: float = 1.6e-6  # reached at the last step, exponentially
+    lr_quats: float = 1e-3
+    lr_log_scales: float = 5e-3
+    lr_opacity_logits: float = 5e-2
+    lr_sh0: float = 2.5e-3
+    lr_sh_rest: float = 2.5e-3 / 20
+    ssim_weight: float = 0.2  # share of (1 - SSIM) in the photometric loss
+    opacity_regulariser: float = 0.01  # weight of the mean opacity: lets what no photo needs fade
+    scale_regulariser: float = 0.01  # weight of the mean scale in units of the scene's extent: no needless giants
+    densify: Densify = field(default_factory=MCMCDensify)  # how Gaussians are added and removed
+    max_gaussians: int = 100_000  # never more than this
+    memory_budget: int | None = None  # bytes the fit may use; lowers the cap on Gaussians
+    random_background: bool = True  # masked views only: a new colour behind the subject at each step, so alpha must be right
+    background: tuple[float, float, float] = (1.0, 1.0, 1.0)  # sRGB that masked views are composited on, and renders show
+    antialiased: bool = False  # compensate opacity for the pixel low-pass (Mip-Splatting)
+    exposure: bool = False  # learn a colour gain and offset per photo; the average photo keeps its own
+    lr_exposure: float = 2e-3
+    refine_poses: bool = False  # let cameras move with the fit; the first stays
+    lr_poses: float = 2e-4  # radians, and units of the scene's extent
+    seed: int = 0
+    checkpoint_every: int = 250  # steps between states on disk
+    report_every: int = 25  # steps between progress events
+    backend: str = "auto"  # renderer
+    threads: int | None = None  # CPU threads of the renderer
+
+
+@dataclass(frozen=True)
+class FitResult:
+    splats: Splats
+    cameras: list[Cameras]  # one batch per `Views`, refined when asked
+    exposures: Tensor  # [C, 2, 3] gain and offset per photo, all views in order
+    train_psnr: float  # dB, mean over the training views after exposure
+    steps: int
+
+
+def scene_extent(views: list[Views]) -> float:
+    """The cameras' spread (3DGS): 1.1 x the largest distance of a camera from their mean, world units; never 0."""
+    centers = torch.cat([v.cameras.centers for v in views])
+    return 1.1 * max(float((centers - centers.mean(0)).norm(dim=-1).max()), 1e-3)
+
+
+def gaussian_cap(config: FitConfig, views: list[Views]) -> int:
+    """`max_gaussians`, lowered to what the memory budget leaves beside the photos.
+
+    Raises `InputError` when the photos alone do not fit.
+    """
+    if config.memory_budget is None:
+        return config.max_gaussians
+    photos = sum(v.images.numel() * 4 * 1.34 for v in views)  # image and mask
+    largest = max(v.size[0] * v.size[1] for v in views)
+    room = config.memory_budget - photos - largest * 3 * 4 * 40  # renders, their gradients and the SSIM maps
+    cap = int(room // BYTES_PER_GAUSSIAN)
+    if cap < 1000:
+        raise InputError(
+            f"A memory budget of {config.memory_budget / 2**30:.2f} GB leaves no room for the fit beside "
+            f"{photos / 2**30:.2f} GB of photos; give a larger --memory-budget or a smaller --max-side."
+        )
+    return min(cap, config.max_gaussians)
+
+
+def fit(
+    views: list[Views], initial: Splats, config: FitConfig, state: Path | None = None
+) -> Generator[Progress, None, FitResult]:
+    """Fit `initial` to posed `views` (all on one device, which decides where the work runs).
+
+    Masked views must already be composited on `config.background`. Yields `Progress("fit", ...)` with `values` psnr
+    (running mean, dB), loss and gaussians; returns `FitResult`. With `state` (a file path) the state is saved as the
+    fit goes, and an existing state of the same inputs and config is continued: on CPU, to the same bits as an
+    undisturbed run. Raises `InputError` for a state of other inputs, `StoppedLate` when the numbers diverge.
+    """
+    assert views and all(v.cameras is not None for v in views), "fit needs posed views"
+    device = views[0].images.device
+    extent, cap = scene_extent(views), gaussian_cap(config, views)
+    flat = [(v, i) for v in range(len(views)) for i in range(len(views[v]))]
+    if len(initial) == 0:
+        raise StoppedLate("There is no Gaussian to start from; the photos share too little for a first estimate.")
+    if len(initial) > cap:
+        order = torch.randperm(len(initial), generator=_generator(config.seed, -1))[:cap].sort().values
+        initial = initial[order.to(initial.means.device)]
+    parameters = _parameters(initial.with_sh_degree(config.sh_degree).to(device))
+    exposures = torch.zeros(len(flat), 2, 3, device=device, requires_grad=True)  # around gain 1, offset 0
+    poses = torch.zeros(len(flat), 6, device=device, requires_grad=True)
+    optimiser = _optimiser(parameters, exposures, poses, config, extent)
+    seen = Observations.empty(len(initial), device)
+    fingerprint = _fingerprint(views, initial, config)
+    step, running = 0, None
+    if state is not None and state.exists():
+        step, running, seen = _restore(state, fingerprint, parameters, exposures, poses, optimiser, device)
+
+    order, epoch = torch.empty(0, dtype=torch.long), -1
+    while step < config.steps:
+        if step // len(flat) != epoch:  # every view once, in a new order
+            epoch = step // len(flat)
+            order = torch.randperm(len(flat), generator=_generator(config.seed, -2 - epoch))
+        photo = int(order[step % len(flat)])
+        v, i = flat[photo]
+        view, generator = views[v], _generator(config.seed, step)
+        for group in optimiser.param_groups:
+            if group["name"] == "means":
+                group["lr"] = extent * _decayed(config.lr_means, config.lr_means_final, step / config.steps)
+                lr_means = group["lr"]
+
+        splats = _splats(parameters)
+        cameras = view.cameras[i]
+        if config.refine_poses and photo > 0:
+            cameras = dataclasses.replace(
+                cameras, cam_from_world=se3_exp(poses[photo, None] * _pose_units(extent, poses)) @ cameras.cam_from_world
+            )
+        degree = min(config.sh_degree, int(step / max(config.sh_every * config.steps, 1)))
+        options = RenderOptions(
+            sh_degree=degree,
+            antialiased=config.antialiased,
+            track_means2d=config.densify.needs_means2d,
+            threads=config.threads,
+        )
+        rendering = render(splats, cameras, options, config.backend)
+        image, truth = rendering.rgb, view.images[i, None]
+        if config.exposure:
+            image = image * (1 + exposures[photo, 0]) + exposures[photo, 1] * rendering.alpha[..., None]
+        backdrop = torch.tensor(config.background, device=device)
+        if view.masks is not None and config.random_background:
+            colour = torch.rand(3, generator=generator).to(device)
+            truth = truth + (1 - view.masks[i, None, ..., None]) * (colour - backdrop)
+            backdrop = colour
+        image = image + (1 - rendering.alpha[..., None]) * backdrop
+        photo_loss = photometric(image, truth, config.ssim_weight)
+        loss = photo_loss
+        if config.opacity_regulariser:
+            loss = loss + config.opacity_regulariser * splats.opacities.mean()
+        if config.scale_regulariser:
+            loss = loss + config.scale_regulariser * splats.scales.mean() / extent
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        if config.densify.needs_means2d:
+            seen = config.densify.observe(seen, rendering, cameras.width, cameras.height)
+        optimiser.step()
+        step += 1
+
+        with torch.no_grad():
+            if config.exposure:
+                exposures -= exposures.mean(0)  # the gauge: the average photo is right
+            jitter = config.densify.perturb(_splats(parameters), lr_means, generator)
+            if jitter is not None:
+                parameters["means"][jitter[0]] += jitter[1]
+        edit = config.densify.propose(step, config.steps, _splats(parameters).detach(), seen, extent, cap, generator)
+        if edit is not None:
+            apply_edit(edit, parameters, optimiser)
+            seen = Observations.empty(len(parameters["means"]), device)
+
+        if step % config.report_every == 0 or step == config.steps:
+            value = float(psnr(image.detach(), truth).mean())
+            if not math.isfinite(float(loss.detach())):
+                raise StoppedLate(f"The fit diverged at step {step} of {config.steps}; try --preset draft or another --seed.")
+            running = value if running is None else 0.9 * running + 0.1 * value
+            values = {"psnr": running, "loss": float(photo_loss.detach()), "gaussians": len(parameters["means"])}
+            if state is not None and (step % config.checkpoint_every == 0 or step == config.steps):
+                _save(state, fingerprint, step, running, parameters, exposures, poses, optimiser, seen)
+            yield Progress("fit", step, config.steps, preview=image[0].detach().clamp(0, 1), values=values)
+
+    splats = _splats(parameters).detach()
+    fields = torch.cat(
+        [
+            getattr(splats, f.name).flatten(1) if f.name != "opacity_logits" else splats.opacity_logits[:, None]
+            for f in dataclasses.fields(splats)
+        ],
+        dim=1,
+    )
+    broken = int((~fields.isfinite().all(-1)).sum())
+    if broken:
+        raise StoppedLate(f"{broken} of {len(splats)} Gaussians are not finite after the fit; try another --seed.")
+    cameras = _moved_cameras(views, poses.detach(), extent) if config.refine_poses else [v.cameras for v in views]
+    gains = torch.stack([1 + exposures.detach()[:, 0], exposures.detach()[:, 1]], dim=1)
+    return FitResult(splats, cameras, gains, _train_psnr(splats, views, cameras, gains, config), step)
+
+
+@torch.no_grad()
+def _train_psnr(splats: Splats, views: list[Views], cameras: list[Cameras], gains: Tensor, config: FitConfig) -> float:
+    """Mean PSNR over all training views as the user sees them: on the background, after exposure."""
+    values, photo = [], 0
+    for view, batch in zip(views, cameras):
+        for i in range(len(view)):
+            r = render(splats, batch[i], RenderOptions(antialiased=config.antialiased, threads=config.threads), config.backend)
+            image = r.rgb * gains[photo, 0] + gains[photo, 1] * r.alpha[..., None]
+            image = image + (1 - r.alpha[..., None]) * torch.tensor(config.background).to(image)
+            values.append(float(psnr(image[0].clamp(0, 1), view.images[i])))
+            photo += 1
+    return sum(values) / len(values)
+
+
+def _parameters(splats: Splats) -> dict[str, Tensor]:
+    """The leaves that Adam moves: SH split in two, because its bands learn at different rates."""
+    leaves = {
+        "means": splats.means,
+        "quats": splats.quats,
+        "log_scales": splats.log_scales,
+        "opacity_logits": splats.opacity_logits,
+        "sh0": splats.sh[:, :1],
+        "sh_rest": splats.sh[:, 1:],
+    }
+    return {name: x.detach().float().contiguous().clone().requires_grad_() for name, x in leaves.items()}
+
+
+def _splats(p: dict[str, Tensor]) -> Splats:
+    sh = torch.cat([p["sh0"], p["sh_rest"]], dim=1)
+    return Splats(p["means"], p["quats"], p["log_scales"], p["opacity_logits"], sh)
+
+
+def _optimiser(
+    parameters: dict[str, Tensor], exposures: Tensor, poses: Tensor, config: FitConfig, extent: float
+) -> torch.optim.Adam:
+    rates = {
+        "means": config.lr_means * extent,
+        "quats": config.lr_quats,
+        "log_scales": config.lr_log_scales,
+        "opacity_logits": config.lr_opacity_logits,
+        "sh0": config.lr_sh0,
+        "sh_rest": config.lr_sh_rest,
+    }
+    groups = [{"params": [parameters[name]], "lr": rate, "name": name} for name, rate in rates.items()]
+    if config.exposure:
+        groups.append({"params": [exposures], "lr": config.lr_exposure, "name": "exposures"})
+    if config.refine_poses:
+        groups.append({"params": [poses], "lr": config.lr_poses, "name": "poses"})
+    # eps as in 3DGS: gradients of single Gaussians are far below Adam's default of 1e-8.
+    return torch.optim.Adam(groups, eps=1e-15, fused=True)
+
+
+def _decayed(start: float, end: float, fraction: float) -> float:
+    return start * (end / start) ** fraction
+
+
+def _generator(seed: int, step: int) -> torch.Generator:
+    """Randomness that depends on the step alone, so that a resumed fit draws what the undisturbed one drew."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+
+
+def _pose_units(extent: float, like: Tensor) -> Tensor:
+    """[6]: translations count in units of the scene's extent, rotations in radians."""
+    return torch.tensor([extent] * 3 + [1.0] * 3, device=like.device)
+
+
+def _moved_cameras(views: list[Views], poses: Tensor, extent: float) -> list[Cameras]:
+    moved, first = [], 0
+    for view in views:
+        tangent = poses[first : first + len(view)] * _pose_units(extent, poses)
+        moved.append(dataclasses.replace(view.cameras, cam_from_world=se3_exp(tangent) @ view.cameras.cam_from_world))
+        first += len(view)
+    return moved
+
+
+def _fingerprint(views: list[Views], initial: Splats, config: FitConfig) -> str:
+    """SHA-256 of everything that decides the result, so that a state of other inputs is never continued."""
+    sha = hashlib.sha256(json.dumps(dataclasses.asdict(config), sort_keys=True, default=str).encode())
+    for f in dataclasses.fields(initial):
+        sha.update(getattr(initial, f.name).detach().cpu().contiguous().numpy().tobytes())
+    for view in views:
+        for x in (view.images, view.cameras.cam_from_world, view.cameras.K, view.masks):
+            if x is not None:
+                sha.update(x.cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _save(state: Path, fingerprint: str, step: int, running: float, parameters, exposures, poses, optimiser, seen) -> None:
+    tensors = {f"parameter.{k}": v for k, v in parameters.items()}
+    tensors |= {"exposures": exposures, "poses": poses, "seen.gradient": seen.gradient, "seen.seen": seen.seen}
+    for group in optimiser.param_groups:
+        for key, value in optimiser.state.get(group["params"][0], {}).items():
+            tensors[f"adam.{group['name']}.{key}"] = value
+    try:
+        save_state(state, tensors, {"fingerprint": fingerprint, "step": step, "running": running})
+    except OSError as error:
+        raise StoppedLate(
+            f"The fit stopped at step {step}: its state could not be saved ({error.strerror}); free some space and --resume."
+        ) from error
+
+
+@torch.no_grad()
+def _restore(state: Path, fingerprint: str, parameters, exposures, poses, optimiser, device) -> tuple[int, float, Observations]:
+    tensors, facts = load_state(state, device)
+    if facts.get("fingerprint") != fingerprint:
+        raise InputError(f"{state.name} belongs to other photos or settings; start again with --overwrite.")
+    for name in parameters:
+        parameters[name] = tensors[f"parameter.{name}"].requires_grad_()
+    exposures.copy_(tensors["exposures"])
+    poses.copy_(tensors["poses"])
+    for group in optimiser.param_groups:
+        name = group["name"]
+        if name in parameters:
+            group["params"] = [parameters[name]]
+        keys = ("step", "exp_avg", "exp_avg_sq")
+        if f"adam.{name}.step" in tensors:
+            optimiser.state[group["params"][0]] = {key: tensors[f"adam.{name}.{key}"] for key in keys}
+    return int(facts["step"]), float(facts["running"]), Observations(tensors["seen.gradient"], tensors["seen.seen"])
