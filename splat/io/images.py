@@ -227,7 +227,7 @@ def _number(tags: dict, tag: int) -> float:
 
 
 def _focal_px(tags: dict, width: int, height: int) -> float | None:
-    """Focal length in pixels of a width x height file, or None. EXIF 2.32 tags; a value outside 0.2-10 long sides is dropped."""
+    """Focal length in pixels of a width x height file or None. EXIF 2.32 tags; values outside 0.2-10 long sides are dropped."""
     long_side = max(width, height)
     exif_sides = sorted((_number(tags, ExifTags.Base.ExifImageWidth), _number(tags, ExifTags.Base.ExifImageHeight)))
     if exif_sides[0] and abs(exif_sides[1] / exif_sides[0] / (long_side / min(width, height)) - 1) > 0.02:
@@ -282,7 +282,8 @@ def _reduce_decode(picture: Image.Image, name: str, max_pixels: int, max_side: i
         factor = math.sqrt(max_pixels / (width * height))
         raise InputError(
             f"{name} has {width} x {height} pixels ({width * height / 1e6:.0f} million), more than the {max_pixels / 1e6:.0f} "
-            f"million that the memory budget allows; scale it to {int(width * factor)} x {int(height * factor)} or raise the budget."
+            f"million that the memory budget allows; scale it to {int(width * factor)} x {int(height * factor)} or raise the "
+            "budget."
         )
 
 
