@@ -55,3 +55,24 @@ class Views:
             cameras=None if self.cameras is None else self.cameras.to(device),
             masks=None if self.masks is None else self.masks.to(device),
         )
+
+    def resized(self, width: int, height: int) -> Views:
+        """Area-filtered copies of another size, cameras and masks with them."""
+        if (width, height) == self.size:
+            return self
+
+        def scaled(x: Tensor) -> Tensor:  # [C, K, H, W]
+            return torch.nn.functional.interpolate(x, (height, width), mode="bilinear", antialias=True, align_corners=False)
+
+        return Views(
+            scaled(self.images.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).contiguous(),
+            self.names,
+            None if self.cameras is None else self.cameras.resized(width, height),
+            None if self.masks is None else scaled(self.masks[:, None])[:, 0].contiguous(),
+        )
+
+    def limited(self, max_side: int) -> Views:
+        """The views, scaled down where their long side exceeds `max_side` pixels."""
+        width, height = self.size
+        scale = max_side / max(width, height)
+        return self if scale >= 1 else self.resized(max(round(width * scale), 1), max(round(height * scale), 1))

@@ -1,0 +1,172 @@
+"""Photos to posed views and first Gaussians, top to bottom: split, place, straighten, align, look for depth, initialise."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from recon.align import align_world
+from recon.fuse import FuseConfig, fuse
+from recon.initialise import InitialiseConfig, initial_points, initial_splats
+from recon.localise import localise
+from recon.photos import Photo, composited
+from recon.poses import PoseConfig, Poses, solve_poses, undistort
+from recon.poses.from_file import load_poses
+from recon.priors import posed_prior
+from recon.priors.plane_sweep import PlaneSweepConfig
+from splat.cameras import Cameras
+from splat.errors import StoppedLate
+from splat.gaussians import Splats
+from splat.points import PointCloud
+from splat.progress import Progress
+from splat.similarity import Similarity
+from splat.views import Views
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ReconstructConfig:
+    """How photos become posed views and first Gaussians."""
+
+    poses_from: Path | None = None  # transforms.json or COLMAP folder; None solves the poses from the photos
+    poses: PoseConfig = field(default_factory=PoseConfig)
+    prior: PlaneSweepConfig = field(default_factory=PlaneSweepConfig)
+    fuse: FuseConfig = field(default_factory=FuseConfig)
+    initialise: InitialiseConfig = field(default_factory=InitialiseConfig)
+    holdout: int = 0  # every n-th photo in name order is kept out of poses and fit; 0 keeps none out
+    fit_side: int = 480  # pixels, long side of the views that the fit sees
+    background: tuple[float, float, float] = (1.0, 1.0, 1.0)  # sRGB behind masked subjects
+    real_size: float | None = None  # metres, longest side of the subject; None leaves the scale arbitrary
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What the fit starts from; everything in the result's frame (+Y up, the subject's front towards +Z)."""
+
+    train: list[Views]  # posed, pinhole, at the fit's size
+    heldout: list[Views]  # posed likewise, never seen by poses (unless given) or fit; may be empty
+    sparse: PointCloud  # the pose solver's points; empty for given poses without points
+    dense: PointCloud  # the stereo prior's points
+    initial: Splats
+    initialised_from: str  # "dense", "sparse", "union" or "random"
+    result_from_input: Similarity  # from the given poses' (or the solver's) world
+    scale: str  # "metric" or "arbitrary"
+    heldout_posed: bool  # held-out cameras were given, not found from the splats
+    reasons: dict[str, str]  # photo -> why it has no camera
+    warnings: tuple[str, ...]
+    fallbacks: tuple[str, ...]
+    facts: dict[str, float]  # of the pose solver
+
+
+def reconstruct(photos: Sequence[Photo], config: ReconstructConfig) -> Generator[Progress, None, Reconstruction]:
+    """See `Reconstruction`. Photos in name order. Yields stages "poses", "prior", "initialise".
+
+    Raises `InputError` for photos or given poses that cannot work, `StoppedLate` for fewer than two placed photos or
+    poses that contradict the photos. Photos that cannot be placed are reported in `reasons` and the job goes on.
+    """
+    n = config.holdout
+    kept_out = [i for i in range(len(photos)) if n > 0 and i % n == 0 and len(photos) - len(range(0, len(photos), n)) >= 2]
+    seen = [i for i in range(len(photos)) if i not in kept_out]
+    train, heldout = [photos[i] for i in seen], [photos[i] for i in kept_out]
+
+    if config.poses_from is None:
+        poses = yield from solve_poses(train, config.poses)
+        heldout_poses = _localised(heldout, train, poses, config)
+    else:
+        every = load_poses(config.poses_from, photos)
+        poses, heldout_poses = _chosen(every, seen), _chosen(every, kept_out)
+        yield Progress("poses", 1, 1, f"{len(every.placed)} of {len(photos)} photos have given poses")
+    if len(poses.placed) < 2:
+        raise StoppedLate(
+            f"Only {len(poses.placed)} of {len(train)} photos could be placed; take photos that overlap by two thirds, "
+            "moving sideways between them."
+        )
+
+    backdrop = config.background
+    views = [v.limited(config.fit_side) for v in undistort([composited(p, backdrop) for p in train], poses)]
+    heldout_views = [v.limited(config.fit_side) for v in undistort([composited(p, backdrop) for p in heldout], heldout_poses)]
+    similarity = align_world([v.cameras for v in views], poses.points)
+    views, heldout_views = _moved(views, similarity), _moved(heldout_views, similarity)
+    sparse = poses.points.transformed(similarity)
+
+    depths = yield from posed_prior("plane_sweep")(views, sparse if len(sparse) else None, config.prior)
+    dense = fuse(views, depths, config.fuse)
+    points, source = initial_points(dense, sparse, config.initialise)
+    fallbacks: list[str] = []
+    if source == "random":
+        fallbacks.append("The photos gave too few depths; the fit starts from random Gaussians.")
+    initial = initial_splats(points, config.initialise)
+    yield Progress("initialise", 1, 1, f"{len(initial)} first Gaussians from {source} points")
+
+    if config.real_size is not None:
+        factor = config.real_size / _longest_side(dense if len(dense) else sparse)
+        metric = Similarity(torch.eye(3), torch.zeros(3), factor)
+        views, heldout_views = _moved(views, metric), _moved(heldout_views, metric)
+        sparse, dense, initial = sparse.transformed(metric), dense.transformed(metric), initial.transformed(metric)
+        similarity = metric @ similarity
+    reasons = {p.name: r for p, r in zip(train, poses.reasons) if r} | {
+        p.name: r for p, r in zip(heldout, heldout_poses.reasons) if r
+    }
+    for message in fallbacks:
+        log.warning(message)
+    return Reconstruction(
+        train=views,
+        heldout=heldout_views,
+        sparse=sparse,
+        dense=dense,
+        initial=initial,
+        initialised_from=source,
+        result_from_input=similarity,
+        scale="metric" if config.real_size is not None else "arbitrary",
+        heldout_posed=config.poses_from is not None,
+        reasons=reasons,
+        warnings=poses.warnings,
+        fallbacks=tuple(fallbacks),
+        facts=poses.facts,
+    )
+
+
+def _localised(heldout: Sequence[Photo], train: Sequence[Photo], poses: Poses, config: ReconstructConfig) -> Poses:
+    """Held-out photos placed against the solved ones; they had no part in solving."""
+    cameras: list[Cameras | None] = []
+    k1: list[float] = []
+    for photo in heldout:
+        camera, distortion = localise(photo, train, poses, config.poses)
+        cameras.append(camera)
+        k1.append(distortion)
+    reasons = tuple(None if c is not None else "held out, and not found from the other photos" for c in cameras)
+    return Poses(tuple(cameras), tuple(k1), reasons, poses.points)
+
+
+def _chosen(poses: Poses, rows: list[int]) -> Poses:
+    return dataclasses.replace(
+        poses,
+        cameras=tuple(poses.cameras[i] for i in rows),
+        k1=tuple(poses.k1[i] for i in rows),
+        reasons=tuple(poses.reasons[i] for i in rows),
+        observations=tuple(poses.observations[i] for i in rows) if poses.observations else (),
+    )
+
+
+def _moved(views: list[Views], similarity: Similarity) -> list[Views]:
+    return [dataclasses.replace(v, cameras=v.cameras.transformed(similarity)) for v in views]
+
+
+def _longest_side(points: PointCloud) -> float:
+    """World units; the box of the middle 96 % of the points along each axis."""
+    if len(points) == 0:
+        raise StoppedLate("--real-size needs points of the subject, and the photos gave none; leave it out.")
+    low, high = torch.quantile(_sampled(points.xyz), torch.tensor([0.02, 0.98]), dim=0)
+    return float((high - low).max())
+
+
+def _sampled(xyz: Tensor, limit: int = 100_000) -> Tensor:
+    """At most `limit` rows, evenly: torch.quantile refuses millions."""
+    return xyz[:: max(1, len(xyz) // limit)]
