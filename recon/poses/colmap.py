@@ -1,0 +1,267 @@
+"""Camera poses from photos alone: features, matches, then COLMAP's incremental and global mapper, then the plausibility gate.
+
+Both mappers run at once, each in a process of its own (`mapper.py`); the better model by photos placed, then reprojection
+error, is judged by `plausibility.py` before anything is returned.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Generator, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from recon import features as feature_matching
+from recon.features import FeatureConfig, Features, Kind
+from recon.poses import Observations, PoseConfig, Poses, Solver
+from recon.poses.solution import NOMINAL_SIDE, Problem, Solution, Verified
+from splat.cameras import Cameras
+from splat.errors import InputError, StoppedLate
+from splat.points import PointCloud
+from splat.progress import Progress
+
+if TYPE_CHECKING:
+    from recon.photos import Photo
+
+log = logging.getLogger(__name__)
+
+UNKNOWN_FOCAL = 1.2  # x long side: between a phone's main lens (0.75) and a portrait lens, and COLMAP's own guess
+FEW_KEYPOINTS = 100  # XFeat finds fewer on smooth surfaces; then SIFT gets its chance
+
+
+def solve(photos: Sequence[Photo], config: PoseConfig) -> Solver:
+    """The back-end `colmap` of `recon.poses.solve_poses`, which states the contract."""
+    if len(photos) < 2:
+        raise InputError(f"{len(photos)} photo given; depth needs at least 2 photos from different places, better 8 or more.")
+    started = time.monotonic()
+    kind: Kind = "sift" if config.features == "sift" else "xfeat"
+    features = yield from extract_all(photos, kind, config)
+    if config.features == "auto" and np.median([len(f) for f in features]) < FEW_KEYPOINTS:
+        log.warning("XFeat finds few keypoints (median %d); using SIFT", np.median([len(f) for f in features]))
+        features = yield from extract_all(photos, "sift", config)
+    pairs = choose_pairs(features, config)
+    matches = yield from match_all(features, pairs)
+    problem = pose_problem(photos, features, pairs, matches, config)
+    with tempfile.TemporaryDirectory(prefix="splatsmith-poses-") as name:
+        folder = Path(name)
+        problem.write(folder / "problem.npz")
+        yield from run_steps(folder, ("verify",), config)
+        if not (folder / "verify.npz").exists():
+            raise StoppedLate("The two-view verification failed; please report this with the photos.")
+        verified = Verified.read(folder / "verify.npz")
+        yield from run_steps(folder, ("incremental", "global"), config)
+        solutions = [Solution.read(folder / f"{mapper}.npz", mapper) for mapper in ("incremental", "global")]
+    found = sorted((s for s in solutions if s is not None), key=lambda s: (-len(s.photos), s.reprojection_error))
+    if not found:
+        raise StoppedLate(
+            f"None of the {len(photos)} photos could be placed; take more photos that overlap by two thirds, "
+            "of something with texture, moving the camera between them."
+        )
+    seconds = time.monotonic() - started
+    return as_poses(photos, features, problem, verified, found[0], seconds)
+
+
+def extract_all(photos: Sequence[Photo], kind: Kind, config: PoseConfig) -> Generator[Progress, None, tuple[Features, ...]]:
+    count = config.max_keypoints or (2048 if len(photos) <= 8 else 1280)
+    settings = FeatureConfig(kind=kind, max_keypoints=count)
+    out = []
+    for number, photo in enumerate(photos):
+        yield Progress("features", number, len(photos), f"Finding features in {photo.name}")
+        found = feature_matching.extract(photo.image, settings, config.device)
+        if config.only_masks and photo.mask is not None:
+            column, row = found.keypoints.long().T.to(photo.mask.device)
+            found = found[(photo.mask[row, column] > 0.5).to(found.keypoints.device)]
+        out.append(found)
+    return tuple(out)
+
+
+def choose_pairs(features: Sequence[Features], config: PoseConfig) -> list[tuple[int, int]]:
+    """All pairs of a small set; of a large one the most promising per photo and the neighbours in name order."""
+    count = len(features)
+    if count <= config.exhaustive_up_to:
+        return list(combinations(range(count), 2))
+    shared = np.zeros((count, count), np.int64)
+    for i, j in combinations(range(count), 2):
+        shared[i, j] = shared[j, i] = feature_matching.count_mutual(features[i], features[j])
+    chosen = {(i, j) for i, j in combinations(range(count), 2) if j - i <= 2}
+    for i in range(count):
+        best = np.argsort(-shared[i], kind="stable")[: config.neighbours]
+        chosen |= {(min(i, int(j)), max(i, int(j))) for j in best if j != i}
+    return sorted(chosen)
+
+
+def match_all(
+    features: Sequence[Features], pairs: Sequence[tuple[int, int]]
+) -> Generator[Progress, None, tuple[np.ndarray, ...]]:
+    settings = FeatureConfig()
+    out = []
+    for number, (i, j) in enumerate(pairs):
+        yield Progress("matches", number, len(pairs))
+        out.append(feature_matching.match(features[i], features[j], settings).numpy())
+    return tuple(out)
+
+
+def pose_problem(
+    photos: Sequence[Photo],
+    features: Sequence[Features],
+    pairs: Sequence[tuple[int, int]],
+    matches: Sequence[np.ndarray],
+    config: PoseConfig,
+) -> Problem:
+    """Everything in the solver's pixels, one lens per image size and EXIF focal length (or per photo)."""
+    keypoints, scales, turned, of_photo = [], [], [], []
+    lenses: dict[tuple, int] = {}
+    cameras: list[list[float]] = []
+    for number, (photo, found) in enumerate(zip(photos, features)):
+        width, height = found.width, found.height
+        scale = NOMINAL_SIDE / max(width, height)
+        points = found.keypoints.double().cpu().numpy() * scale
+        if height > width:
+            points = np.stack([points[:, 1], width * scale - points[:, 0]], axis=1)
+        known = photo.focal_px is not None
+        focal = photo.focal_px * scale if known else UNKNOWN_FOCAL * NOMINAL_SIDE
+        key = (max(width, height), min(width, height), round(focal / NOMINAL_SIDE, 2), known)
+        key = key if config.intrinsics == "shared" else (number,)
+        if key not in lenses:
+            lenses[key] = len(cameras)
+            cameras.append([NOMINAL_SIDE, min(width, height) * scale, focal, float(known)])
+        keypoints.append(points)
+        scales.append(scale)
+        turned.append(height > width)
+        of_photo.append(lenses[key])
+    linked = len({photo for pair, rows in zip(pairs, matches) if len(rows) >= 15 for photo in pair})
+    all_known = all(camera[3] for camera in cameras)
+    return Problem(
+        keypoints=tuple(keypoints),
+        scale=np.array(scales),
+        turned=np.array(turned),
+        cameras=np.array(cameras),
+        camera_of_photo=np.array(of_photo),
+        pairs=np.array(pairs, np.int64).reshape(-1, 2),
+        matches=tuple(matches),
+        refine_focal=linked >= 6 or not all_known,  # a frozen wrong focal costs more than a refined one from 6 photos on
+        refine_distortion=linked >= 7,
+        seed=config.seed,
+        max_seconds=config.max_seconds,
+    )
+
+
+def run_steps(folder: Path, steps: Sequence[str], config: PoseConfig) -> Generator[Progress, None, None]:
+    """Run steps of `mapper.py` side by side; closing the generator or running out of time ends the processes."""
+    script = Path(__file__).with_name("mapper.py")
+    single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    logs = {step: (folder / f"{step}.log").open("w") for step in steps}
+    running = {
+        step: subprocess.Popen(
+            [sys.executable, "-P", str(script), str(folder), step],
+            stdin=subprocess.DEVNULL,
+            stdout=logs[step],
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **single},
+        )
+        for step in steps
+    }
+    deadline = time.monotonic() + config.max_seconds + 10  # the mappers know the cap themselves; this is the backstop
+    try:
+        while any(process.poll() is None for process in running.values()) and time.monotonic() < deadline:
+            yield Progress("poses", 0, 1, f"Solving ({', '.join(s for s, p in running.items() if p.poll() is None)})")
+            time.sleep(0.05)
+    finally:
+        for step, process in running.items():
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            logs[step].close()
+    for step, process in running.items():
+        if process.returncode != 0:
+            tail = (folder / f"{step}.log").read_text(errors="replace")[-500:]
+            log.warning("the step %s of the pose solver ended with status %d: %s", step, process.returncode, tail)
+
+
+def as_poses(
+    photos: Sequence[Photo],
+    features: Sequence[Features],
+    problem: Problem,
+    verified: Verified,
+    solution: Solution,
+    seconds: float,
+) -> Poses:
+    """The solution in the photos' own pixels, with colours and observations."""
+    cameras: list[Cameras | None] = [None] * len(photos)
+    k1 = [0.0] * len(photos)
+    for row, number in enumerate(solution.photos):
+        cameras[number] = photo_camera(features[number], problem, number, solution.pose[row], solution.camera[row])
+        k1[number] = float(solution.camera[row, 3])
+    observed = []
+    for number, found in enumerate(features):
+        rows = solution.seen[solution.seen[:, 1] == number]
+        point = torch.full((len(found),), -1, dtype=torch.int64)
+        point[rows[:, 2]] = torch.from_numpy(rows[:, 0].copy())
+        observed.append(Observations(found, point))
+    facts = {
+        "reprojection_px": solution.reprojection_error,
+        "track_length": solution.track_length,
+        "points_per_photo": len(solution.seen) / len(solution.photos),
+        "focal_ratio": float(np.median(solution.camera[:, 0]) / NOMINAL_SIDE),
+        "seconds": seconds,
+    }
+    return Poses(
+        cameras=tuple(cameras),
+        k1=tuple(k1),
+        reasons=tuple(why_not(number, photos, problem, verified) if c is None else None for number, c in enumerate(cameras)),
+        points=coloured_points(photos, cameras, observed, solution),
+        facts=facts,
+        observations=tuple(o if c is not None else None for o, c in zip(observed, cameras)),
+    )
+
+
+def photo_camera(found: Features, problem: Problem, number: int, pose: np.ndarray, lens: np.ndarray) -> Cameras:
+    """A solved camera in the pixels of its photo, turned back upright."""
+    cam_from_world = np.eye(4)
+    cam_from_world[:3] = pose
+    if problem.turned[number]:  # the solver saw x' = y, y' = -x
+        cam_from_world = np.array([[0.0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]) @ cam_from_world
+    focal = lens[0] / problem.scale[number]
+    K = torch.tensor([[focal, 0, found.width / 2], [0, focal, found.height / 2], [0, 0, 1]], dtype=torch.float32)
+    return Cameras(torch.from_numpy(cam_from_world).float()[None], K[None], found.width, found.height)
+
+
+def coloured_points(
+    photos: Sequence[Photo], cameras: Sequence[Cameras | None], observed: Sequence[Observations], solution: Solution
+) -> PointCloud:
+    """Colour and pixel footprint averaged over the photos that see a point; confidence 1 - 1 / (photos that see it)."""
+    xyz = torch.from_numpy(solution.points).float()
+    rgb, radius, count = torch.zeros(len(xyz), 3), torch.zeros(len(xyz)), torch.zeros(len(xyz))
+    for photo, camera, seen in zip(photos, cameras, observed):
+        rows = seen.point[seen.point >= 0]
+        if camera is None or len(rows) == 0:
+            continue
+        pixels = seen.features.keypoints.cpu()[seen.point >= 0].long()
+        x, y = pixels[:, 0].clamp(0, camera.width - 1), pixels[:, 1].clamp(0, camera.height - 1)
+        _, depth = camera.project(xyz[rows])
+        rgb[rows] += photo.image[y, x].cpu()
+        radius[rows] += depth[0] / camera.K[0, 0, 0]
+        count[rows] += 1
+    count = count.clamp_min(1)
+    return PointCloud(xyz, rgb / count[:, None], 1 - 1 / count.clamp_min(1.25), radius / count)
+
+
+def why_not(number: int, photos: Sequence[Photo], problem: Problem, verified: Verified) -> str:
+    """One sentence why a photo has no camera."""
+    if len(problem.keypoints[number]) < FEW_KEYPOINTS:
+        return f"only {len(problem.keypoints[number])} keypoints: blurred, or too little texture"
+    touching = (problem.pairs == number).any(axis=1)
+    counts = np.where(touching, verified.counts, 0)
+    if counts.max(initial=0) < 15:
+        return "shares fewer than 15 verified matches with any other photo; add photos between it and its neighbours"
+    partner = int(problem.pairs[counts.argmax()].sum() - number)
+    return f"{counts.max()} matches with {photos[partner].name}, but no position agrees with the other photos"

@@ -1,0 +1,156 @@
+"""COLMAP in a process of its own: `python mapper.py FOLDER verify|incremental|global`.
+
+Reads `problem.npz` of FOLDER, keeps `database.db` there and writes `STEP.npz`. A crash in
+native code, or a solver that does not end, costs this process and not the job. Imports no part of the project and no torch.
+Everything runs on one thread with a fixed seed, so the same problem gives the same cameras bit for bit.
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib  # noqa: F401  must be loaded before pycolmap, whose own copy corrupts the heap otherwise
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+
+
+def main(folder: Path, step: str) -> None:
+    pycolmap.logging.minloglevel = 3
+    problem = np.load(folder / "problem.npz")
+    pycolmap.set_random_seed(int(problem["seed"]))
+    steps = {"verify": verify, "incremental": map_incrementally, "global": map_globally}
+    np.savez(folder / f"{step}.npz", **steps[step](folder, problem))
+
+
+def cameras_of(problem: np.lib.npyio.NpzFile) -> list[pycolmap.Camera]:
+    """SIMPLE_RADIAL with the principal point in the middle; rows of `cameras` are width, height, focal, focal is known."""
+    cameras = []
+    for number, (width, height, focal, known) in enumerate(problem["cameras"]):
+        camera = pycolmap.Camera(
+            model="SIMPLE_RADIAL",
+            width=round(width),
+            height=round(height),
+            params=[focal, width / 2, height / 2, 0.0],
+            camera_id=number + 1,
+        )
+        camera.has_prior_focal_length = bool(known)
+        cameras.append(camera)
+    return cameras
+
+
+def verify(folder: Path, problem: np.lib.npyio.NpzFile) -> dict[str, np.ndarray]:
+    """Two-view geometry of every matched pair; the database the mappers read. Rows follow `problem["pairs"]`."""
+    cameras, of_photo = cameras_of(problem), problem["camera_of_photo"]
+    keypoints = np.split(problem["keypoints"].astype(np.float64), problem["keypoint_splits"])
+    matches = np.split(problem["matches"].astype(np.uint32), problem["match_splits"])
+    (folder / "database.db").unlink(missing_ok=True)
+    database = pycolmap.Database.open(folder / "database.db")
+    for camera in cameras:
+        database.write_camera(camera, use_camera_id=True)
+        rig = pycolmap.Rig(rig_id=camera.camera_id)
+        rig.add_ref_sensor(camera.sensor_id)
+        database.write_rig(rig, use_rig_id=True)
+    for number, points in enumerate(keypoints):
+        image = pycolmap.Image(f"{number:05d}", camera_id=cameras[of_photo[number]].camera_id, image_id=number + 1)
+        database.write_image(image, use_image_id=True)
+        frame = pycolmap.Frame(frame_id=number + 1, rig_id=image.camera_id)
+        frame.add_data_id(image.data_id)
+        database.write_frame(frame, use_frame_id=True)
+        database.write_keypoints(image.image_id, points.astype(np.float32))
+    options = pycolmap.TwoViewGeometryOptions(compute_relative_pose=True, detect_watermark=False)
+    options.ransac.random_seed = int(problem["seed"])
+    configs, inliers, poses, angles, homography = [], [], [], [], []
+    for (i, j), rows in zip(problem["pairs"], matches):
+        geometry = pycolmap.estimate_two_view_geometry(
+            cameras[of_photo[i]], keypoints[i], cameras[of_photo[j]], keypoints[j], rows, options
+        )
+        database.write_matches(int(i) + 1, int(j) + 1, rows)
+        database.write_two_view_geometry(int(i) + 1, int(j) + 1, geometry)
+        pose = geometry.cam2_from_cam1
+        configs.append(pycolmap.TwoViewGeometryConfiguration(geometry.config).name)
+        inliers.append(np.asarray(geometry.inlier_matches).reshape(-1, 2))
+        poses.append(np.eye(3, 4) if pose is None else pose.matrix())
+        angles.append(geometry.tri_angle)
+        homography.append(np.zeros((3, 3)) if geometry.H is None else geometry.H)
+    database.close()
+    return {
+        "config": np.array(configs),
+        "inliers": np.concatenate([*inliers, np.zeros((0, 2))]).astype(np.int64),
+        "inlier_splits": np.cumsum([len(x) for x in inliers])[:-1],
+        "pose": np.array(poses),  # [P, 3, 4] of the second camera in the first one's frame
+        "angle": np.array(angles),  # radians, median between the two rays
+        "H": np.array(homography),
+    }
+
+
+def map_incrementally(folder: Path, problem: np.lib.npyio.NpzFile) -> dict[str, np.ndarray]:
+    """Strict thresholds first, then looser ones, until every photo is placed; the best by photos placed, then error."""
+    count = len(problem["camera_of_photo"])
+    best = None
+    for inliers, angle, seen in ((100, 16.0, 30), (50, 8.0, 15), (25, 3.0, 10)):
+        options = pycolmap.IncrementalPipelineOptions(
+            min_model_size=2,
+            max_num_models=5,
+            min_focal_length_ratio=0.2,
+            num_threads=1,
+            random_seed=int(problem["seed"]),
+            extract_colors=False,
+            ba_refine_focal_length=bool(problem["refine_focal"]),
+            ba_refine_extra_params=bool(problem["refine_distortion"]),
+            max_runtime_seconds=int(problem["max_seconds"]),
+        )
+        options.mapper.init_min_num_inliers = inliers
+        options.mapper.init_min_tri_angle = angle
+        options.mapper.abs_pose_min_num_inliers = seen
+        options.mapper.abs_pose_refine_focal_length = options.ba_refine_focal_length
+        options.mapper.abs_pose_refine_extra_params = options.ba_refine_extra_params
+        options.triangulation.ignore_two_view_tracks = False  # few photos have few longer ones
+        best = better_of(best, largest(pycolmap.incremental_mapping(folder / "database.db", folder, folder, options)))
+        if best is not None and best.num_reg_images() == count:
+            break
+    return as_arrays(best)
+
+
+def map_globally(folder: Path, problem: np.lib.npyio.NpzFile) -> dict[str, np.ndarray]:
+    """GLOMAP (Pan et al., "Global structure-from-motion revisited", ECCV 2024)."""
+    options = pycolmap.GlobalPipelineOptions(num_threads=1, random_seed=int(problem["seed"]))
+    options.mapper.bundle_adjustment.refine_focal_length = bool(problem["refine_focal"])
+    options.mapper.bundle_adjustment.refine_extra_params = bool(problem["refine_distortion"])
+    return as_arrays(largest(pycolmap.global_mapping(folder / "database.db", folder, folder, options)))
+
+
+def largest(models: dict[int, pycolmap.Reconstruction]) -> pycolmap.Reconstruction | None:
+    best = None
+    for _, model in sorted(models.items()):
+        best = better_of(best, model)
+    return best
+
+
+def better_of(first: pycolmap.Reconstruction | None, second: pycolmap.Reconstruction | None) -> pycolmap.Reconstruction | None:
+    if first is None or second is None:
+        return first or second
+    a = (first.num_reg_images(), -first.compute_mean_reprojection_error())
+    b = (second.num_reg_images(), -second.compute_mean_reprojection_error())
+    return second if b > a else first
+
+
+def as_arrays(model: pycolmap.Reconstruction | None) -> dict[str, np.ndarray]:
+    """Registered photos [R], their poses [R, 3, 4], camera rows, points [N, 3] and who saw them; R = 0: nothing was found."""
+    if model is None or model.num_reg_images() == 0:
+        return {"photos": np.zeros(0, np.int64)}
+    images = [model.image(i) for i in sorted(model.reg_image_ids())]
+    points = [p for _, p in sorted(model.points3D.items())]
+    seen = [(row, e.image_id - 1, e.point2D_idx) for row, p in enumerate(points) for e in p.track.elements]
+    return {
+        "photos": np.array([image.image_id - 1 for image in images]),
+        "pose": np.array([image.cam_from_world().matrix() for image in images]),
+        "camera": np.array([model.camera(image.camera_id).params for image in images]),  # [R, 4] focal, cx, cy, k1
+        "points": np.array([p.xyz for p in points]).reshape(-1, 3),
+        "error": np.array([p.error for p in points]),  # pixels, mean over the track
+        "seen": np.array(seen, np.int64).reshape(-1, 3),  # point, photo, keypoint
+    }
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
