@@ -1,0 +1,121 @@
+"""gsplat's CUDA kernels behind `splat.render.render` (Ye et al., "gsplat", 2024; Apache-2.0).
+
+gsplat is imported when the first image is drawn, and only where torch sees a GPU: with a CUDA toolkit but no GPU its
+import tries to compile and fails.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from splat.cameras import Cameras
+from splat.errors import BackendUnavailable
+from splat.gaussians import Splats
+from splat.render import Rendering, RenderOptions
+
+log = logging.getLogger(__name__)
+
+PACKED_FROM = 4_000_000  # cameras x Gaussians; above, gsplat keeps only the visible pairs: less memory, slightly slower
+INSTALL = "install it with: pip install 'splatsmith[cuda]'"
+
+
+def render(splats: Splats, cameras: Cameras, options: RenderOptions) -> Rendering:
+    """See `splat.render.render`; float32 on a CUDA device. The first call of an installation compiles for minutes.
+
+    Raises `BackendUnavailable` without a GPU, without gsplat, or when its kernels cannot be built.
+    """
+    rasterization = load_rasterization()
+    assert splats.means.is_cuda and splats.means.dtype == torch.float32, (splats.means.device, splats.means.dtype)
+    outputs = rasterization(**rasterization_arguments(splats, cameras, options))
+    return rendering_from(*outputs, len(cameras), len(splats), options)
+
+
+def rasterization_arguments(splats: Splats, cameras: Cameras, options: RenderOptions) -> dict[str, Any]:
+    """The keyword arguments of `gsplat.rasterization` that draw what `render` promises."""
+    background = options.background
+    degree = splats.sh_degree if options.sh_degree is None else min(options.sh_degree, splats.sh_degree)
+    return {
+        "means": splats.means,
+        "quats": splats.quats,
+        "scales": splats.scales,
+        "opacities": splats.opacities,
+        "colors": splats.sh,
+        "sh_degree": degree,
+        "viewmats": cameras.cam_from_world,
+        "Ks": cameras.K,
+        "width": cameras.width,
+        "height": cameras.height,
+        "near_plane": options.near,
+        "eps2d": options.low_pass,
+        "rasterize_mode": "antialiased" if options.antialiased else "classic",
+        "backgrounds": None if background is None else background.to(splats.means).expand(len(cameras), 3).contiguous(),
+        "render_mode": "RGB+D",  # the sum of w z, not divided by alpha
+        # Packed means are rows of visible pairs; the probe needs one row for each Gaussian.
+        "packed": not options.track_means2d and len(cameras) * len(splats) > PACKED_FROM,
+    }
+
+
+def rendering_from(colours: Tensor, alphas: Tensor, info: dict[str, Any], c: int, n: int, options: RenderOptions) -> Rendering:
+    """What `gsplat.rasterization` returns -- colours [C, H, W, 4], alphas [C, H, W, 1], info -- as a `Rendering`."""
+    means2d, radii = info["means2d"], info["radii"]
+    if radii.ndim == means2d.ndim:  # one radius for each axis (gsplat 1.5); 0 in either means not drawn
+        radii = torch.where((radii > 0).all(-1), radii.amax(-1), 0)
+    probe = None
+    if options.track_means2d and means2d.requires_grad:
+        means2d.retain_grad()
+        probe = means2d
+    if info.get("gaussian_ids") is not None:  # packed: one row for each visible pair
+        pair = (info["camera_ids"].long(), info["gaussian_ids"].long())
+        means2d = means2d.new_zeros(c, n, 2).index_put(pair, means2d)
+        radii = radii.new_zeros(c, n).index_put(pair, radii)
+    return Rendering(
+        rgb=colours[..., :3],
+        alpha=alphas[..., 0],
+        depth=colours[..., 3],
+        means2d=means2d,
+        radii=radii.to(colours.dtype),
+        means2d_probe=probe,
+    )
+
+
+@functools.cache
+def load_rasterization() -> Callable[..., tuple[Tensor, Tensor, dict[str, Any]]]:
+    """`gsplat.rasterization` with its kernels ready; says once, before, that they are being compiled."""
+    if not torch.cuda.is_available():
+        raise BackendUnavailable(
+            "The gsplat renderer needs an NVIDIA GPU that torch can use; draw on the CPU with --device cpu."
+        )
+    try:
+        if not _kernels_built():
+            log.warning("gsplat compiles its CUDA kernels on first use; this takes some minutes, once")
+        gsplat = importlib.import_module("gsplat")
+        kernels = importlib.import_module("gsplat.cuda._backend")._C
+    except ModuleNotFoundError as error:
+        raise BackendUnavailable(f"The gsplat renderer lacks the package {error.name}; {INSTALL}.") from error
+    except (ImportError, OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BackendUnavailable(f"gsplat's CUDA kernels could not be built or loaded ({reason}); {INSTALL}.") from error
+    if kernels is None:
+        raise BackendUnavailable(
+            "gsplat has no CUDA kernels: install the CUDA toolkit (nvcc) of your torch's version so that it can compile them, "
+            "or a gsplat wheel with ready kernels."
+        )
+    return gsplat.rasterization
+
+
+def _kernels_built() -> bool:
+    """Whether the wheel brings its kernels or an earlier run has compiled them."""
+    if importlib.util.find_spec("gsplat.csrc") is not None:
+        return True
+    from torch.utils.cpp_extension import _get_build_directory  # where gsplat itself looks
+
+    return any(Path(_get_build_directory("gsplat_cuda", False)).glob("gsplat_cuda.*"))
