@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scenes import random_splats
 
 from splat.cameras import Cameras, intrinsics
 from splat.gaussians import Splats
@@ -219,20 +220,6 @@ class TestCameras:
         torch.testing.assert_close(draw(ball, CAMERA.cropped(14, 9, 17, 20)).rgb[0], whole[9:29, 14:31], atol=1e-6, rtol=0)
 
 
-def random_scene(seed):
-    g = torch.Generator().manual_seed(seed)
-    n = 12
-    sh = 0.2 * torch.randn(n, 16, 3, generator=g)
-    sh[:, 0] = from_rgb(torch.rand(n, 3, generator=g))
-    return Splats(
-        means=0.4 * torch.randn(n, 3, generator=g),
-        quats=torch.randn(n, 4, generator=g),
-        log_scales=0.5 * torch.randn(n, 3, generator=g) - 1.7,
-        opacity_logits=torch.randn(n, generator=g),
-        sh=sh,
-    )
-
-
 class TestMovingTheWorld:
     @settings(max_examples=25, deadline=None)
     @given(
@@ -244,7 +231,7 @@ class TestMovingTheWorld:
     def test_splats_and_cameras_moved_together_draw_the_same_picture(self, seed, quat, translation, scale):
         """SH degree 3 included; depth grows with the scale."""
         move = Similarity(matrix_from_quat(torch.tensor(quat, dtype=torch.float64)), torch.tensor(translation), scale)
-        splats = random_scene(seed).to(torch.float64)
+        splats = random_splats(12, seed=seed, dtype=torch.float64)
         cameras = Cameras.orbit(2, radius=3, elevation_deg=20, fov_deg=45, width=24, height=18).to(torch.float64)
         options = RenderOptions(near=1e-4)
         before = render(splats, cameras, options, "reference")
@@ -258,6 +245,6 @@ class TestMovingTheWorld:
         """Guards the test above against a renderer that ignores what it is given."""
         move = Similarity(matrix_from_quat(torch.tensor([0.9, 0.1, 0.4, 0.0])), torch.zeros(3), 1.0)
         cameras = Cameras.orbit(1, radius=3, elevation_deg=20, fov_deg=45, width=24, height=18)
-        before = render(random_scene(0), cameras, backend_name="reference").rgb
-        after = render(random_scene(0).transformed(move), cameras, backend_name="reference").rgb
+        before = render(random_splats(12), cameras, backend_name="reference").rgb
+        after = render(random_splats(12).transformed(move), cameras, backend_name="reference").rgb
         assert (before - after).abs().max() > 0.05
