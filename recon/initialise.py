@@ -1,0 +1,131 @@
+"""The first splats of a reconstruction: from points, or at random where there are none."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from splat import sh
+from splat.cameras import Cameras
+from splat.errors import InputError
+from splat.gaussians import Splats
+from splat.points import PointCloud
+
+log = logging.getLogger(__name__)
+
+Source = Literal["dense", "sparse", "union"]
+
+
+@dataclass(frozen=True)
+class InitialConfig:
+    """How points become splats."""
+
+    source: Source = "dense"  # which points: of the stereo prior, of the pose solver, or both
+    opacity: float = 0.1  # of every splat at the start; low enough that a wrong one fades quickly
+    scale: float = 0.7  # standard deviation in footprints (depth / focal): neighbours on a pixel grid just blend
+    sh_degree: int = 3  # bands above 0 start at zero
+    seed: int = 0
+
+
+def initial_splats(points: PointCloud, config: InitialConfig | None = None) -> Splats:
+    """One isotropic splat per point: colour from the point, size from its footprint, else from its 3 nearest neighbours.
+
+    Where both are known the smaller wins, so that points closer than their footprint do not blur each other. Raises
+    `InputError` for an empty cloud.
+    """
+    config = config or InitialConfig()
+    if len(points) == 0:
+        raise InputError("no points to start from; give photos that overlap more, or start from random splats.")
+    spacing = nearest_spacing(points.xyz)
+    size = spacing if points.radius is None else config.scale * points.radius
+    size = size.clamp_min(1e-6 * float(spacing.max().clamp_min(1e-6)))
+    return _round_splats(points.xyz, points.rgb, size, config)
+
+
+def _round_splats(xyz: Tensor, rgb: Tensor, size: Tensor, config: InitialConfig) -> Splats:
+    """Isotropic splats of standard deviation `size` [N]."""
+    n = len(xyz)
+    quats = torch.zeros(n, 4, dtype=xyz.dtype, device=xyz.device)
+    quats[:, 0] = 1
+    bands = torch.zeros(n, (config.sh_degree + 1) ** 2, 3, dtype=xyz.dtype, device=xyz.device)
+    bands[:, 0] = sh.from_rgb(rgb)
+    logit = math.log(config.opacity / (1 - config.opacity))
+    return Splats(xyz, quats, size.log()[:, None].repeat(1, 3), torch.full((n,), logit).to(xyz), bands)
+
+
+def nearest_spacing(xyz: Tensor, count: int = 3) -> Tensor:
+    """[N] root mean square distance to the `count` nearest other points (3DGS, Kerbl et al. 2023); 1 for a single point."""
+    from scipy.spatial import cKDTree
+
+    count = min(count, len(xyz) - 1)
+    if count < 1:
+        return torch.ones(len(xyz), dtype=xyz.dtype, device=xyz.device)
+    points = xyz.detach().cpu().double().numpy()
+    distance, _ = cKDTree(points).query(points, k=count + 1)
+    return torch.from_numpy(np.sqrt((distance[:, 1:] ** 2).mean(1))).to(xyz)
+
+
+def choose_points(dense: PointCloud | None, sparse: PointCloud | None, source: Source) -> PointCloud:
+    """The points of `source`; when that is empty, the other one. Raises `InputError` when both are.
+
+    The union keeps sparse points only where no dense point lies within two of its footprints: there they add nothing.
+    """
+    dense = dense if dense is not None and len(dense) else None
+    sparse = sparse if sparse is not None and len(sparse) else None
+    if dense is None and sparse is None:
+        raise InputError("neither the stereo prior nor the pose solver found a point; add photos that overlap more.")
+    if dense is None or sparse is None or source != "union":
+        wanted, other = (sparse, dense) if source == "sparse" else (dense, sparse)
+        if wanted is None:
+            log.warning("no %s points; starting from the other kind", "sparse" if source == "sparse" else "dense")
+        return other if wanted is None else wanted
+    from scipy.spatial import cKDTree
+
+    distance, nearest = cKDTree(dense.xyz.double().cpu().numpy()).query(sparse.xyz.double().cpu().numpy())
+    lonely = torch.from_numpy(distance).to(sparse.xyz) > 2 * dense.radius[torch.from_numpy(nearest)]
+    added = sparse[lonely]
+    if added.radius is None and len(added):
+        added = PointCloud(added.xyz, added.rgb, added.confidence, nearest_spacing(sparse.xyz)[lonely])
+    return PointCloud.cat([dense, added]) if len(added) else dense
+
+
+def random_splats(count: int, centre: Tensor, radius: float, config: InitialConfig | None = None) -> Splats:
+    """`count` grey splats, even in the ball of `radius` round `centre` [3]; their size from their mean spacing."""
+    config = config or InitialConfig()
+    generator = torch.Generator().manual_seed(config.seed)
+    direction = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=1)
+    distance = radius * torch.rand(count, 1, generator=generator) ** (1 / 3)
+    xyz = centre.float().cpu() + direction * distance
+    rgb = 0.5 + 0.1 * (torch.rand(count, 3, generator=generator) - 0.5)
+    size = torch.full((count,), radius * (4 / 3 * math.pi / count) ** (1 / 3) / 2)
+    return _round_splats(xyz, rgb, size, config)
+
+
+def background_shell(count: int, centre: Tensor, radius: float, config: InitialConfig | None = None) -> Splats:
+    """`count` grey splats on the sphere of `radius` round `centre` [3], big enough to touch: a sky to be coloured in."""
+    config = config or InitialConfig()
+    i = torch.arange(count, dtype=torch.float64)
+    z = 1 - (2 * i + 1) / count
+    angle = i * math.pi * (3 - 5**0.5)  # golden angle: even spacing without randomness
+    ring = (1 - z * z).sqrt()
+    xyz = centre.float().cpu() + radius * torch.stack([ring * angle.cos(), z, ring * angle.sin()], dim=-1).float()
+    size = torch.full((count,), radius * math.sqrt(4 * math.pi / count) / 2)
+    return _round_splats(xyz, torch.full((count, 3), 0.5), size, config)
+
+
+def viewing_bound(cameras: list[Cameras], points: PointCloud | None = None) -> tuple[Tensor, float]:
+    """(centre [3], radius) of the ball worth filling: robust extent of the points, else round where the cameras look."""
+    if points is not None and len(points) >= 10:
+        centre = points.xyz.median(0).values
+        return centre, 1.5 * float(torch.quantile((points.xyz - centre).norm(dim=1), 0.9))
+    centres = torch.cat([c.centers for c in cameras]).double()
+    axes = torch.cat([c.forward for c in cameras]).double()
+    normal = torch.eye(3, dtype=torch.float64) - axes[:, :, None] * axes[:, None, :]
+    focus = torch.linalg.lstsq(normal.sum(0), (normal @ centres[:, :, None]).sum(0), driver="gelsd").solution[:, 0]
+    return focus.float(), 0.5 * float((centres - focus).norm(dim=1).median())

@@ -1,0 +1,98 @@
+"""How well a reference photo matches its neighbours under a hypothesis of inverse depth.
+
+With the reference pixel p = (u, v, 1) and inverse depth w, the pixel in a neighbour is `base + w * shift` in homogeneous
+coordinates, base = K' R K^-1 p and shift = K' t: linear in w, so any surface is warped by one multiply-add, and a plane
+in space is an affine function of pixel coordinates in w. Similarity is the zero-mean normalised cross-correlation of
+windows: a change of exposure or contrast between the photos does not alter it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+from splat.cameras import Cameras
+
+# Variance below which a window counts as textureless: noise and JPEG ripple have a deviation of about 2 of 255 levels.
+NOISE_VARIANCE = (2 / 255) ** 2
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One view as the matcher sees it."""
+
+    gray: Tensor  # [H, W] in [0, 1]
+    mask: Tensor | None  # [H, W] subject in [0, 1]
+    camera: Cameras  # batch of one, of this size
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A source photo, and the warp from reference pixels into it."""
+
+    photo: Photo
+    rotation: Tensor  # [3, 3] K' R K^-1
+    shift: Tensor  # [3] K' t
+
+    def pixels(self, reference: Tensor, inverse_depth: Tensor) -> tuple[Tensor, Tensor]:
+        """Reference pixels [..., 2], inverse depths broadcastable to [...] -> pixels [..., 2] here and whether in view."""
+        rotation, shift = self.rotation, self.shift
+        u, v = reference.unbind(-1)
+        z = u * rotation[2, 0] + v * rotation[2, 1] + (rotation[2, 2] + inverse_depth * shift[2])
+        x = u * rotation[0, 0] + v * rotation[0, 1] + (rotation[0, 2] + inverse_depth * shift[0])
+        y = u * rotation[1, 0] + v * rotation[1, 1] + (rotation[1, 2] + inverse_depth * shift[1])
+        ahead = z > 1e-6
+        z = torch.where(ahead, z, torch.ones_like(z))
+        x, y = x / z, y / z
+        height, width = self.photo.gray.shape
+        inside = ahead & (x >= 0) & (x <= width) & (y >= 0) & (y <= height)
+        return torch.stack([x, y], dim=-1), inside
+
+
+def neighbour(reference: Photo, source: Photo) -> Neighbour:
+    """The warp between two placed photos, formed in float64."""
+    relative = source.camera.cam_from_world[0].double() @ torch.linalg.inv(reference.camera.cam_from_world[0].double())
+    K = source.camera.K[0].double()
+    rotation = K @ relative[:3, :3] @ torch.linalg.inv(reference.camera.K[0].double())
+    return Neighbour(source, rotation.float(), (K @ relative[:3, 3]).float())
+
+
+def sample(image: Tensor, pixels: Tensor) -> Tensor:
+    """Bilinear values [...] of `image` [H, W] at `pixels` [..., 2], pixel centres at +0.5; borders repeat."""
+    height, width = image.shape
+    grid = pixels * (2 / torch.tensor([width, height], dtype=pixels.dtype, device=pixels.device)) - 1
+    flat = grid.reshape(1, 1, -1, 2)
+    return grid_sample(image[None, None], flat, padding_mode="border", align_corners=False).reshape(pixels.shape[:-1])
+
+
+def window_sum(x: Tensor, size: int) -> Tensor:
+    """Sums over size x size windows of the last two dimensions: [..., H, W] -> [..., H - size + 1, W - size + 1].
+
+    Runs of length 1, 2, 4, ... are added by halves: six additions for a 5 x 5 window where pooling makes 25.
+    """
+    for dim in (-1, -2):
+        length = x.shape[dim] - size + 1
+        run, width, start, total = x, 1, 0, None
+        for bit in range(size.bit_length()):
+            if size >> bit & 1:
+                part = run.narrow(dim, start, length)
+                total = part if total is None else total + part
+                start += width
+            if size >> (bit + 1):
+                run = run.narrow(dim, 0, run.shape[dim] - width) + run.narrow(dim, width, run.shape[dim] - width)
+                width *= 2
+        x = total
+    return x
+
+
+def best_mean(costs: Tensor, count: int) -> Tensor:
+    """Mean of the `count` smallest along dimension 0: a surface point hidden from some neighbours is judged by the others."""
+    count = min(count, costs.shape[0])
+    if count == costs.shape[0]:
+        return costs.mean(0)
+    if count == 1:
+        return costs.amin(0)
+    return costs.topk(count, dim=0, largest=False).values.mean(0)

@@ -1,0 +1,136 @@
+"""Which photos to match with which, and between which depths to look."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from recon.priors.matching import Photo, neighbour, sample
+from splat.points import PointCloud
+
+log = logging.getLogger(__name__)
+
+BEST_ANGLE_DEG = 12.0  # narrower triangulates badly, wider looks too different
+NARROW_DEG, WIDE_DEG = 6.0, 25.0  # how fast the preference falls on either side
+MAX_ANGLE_DEG = 75.0  # beyond, windows do not match any more
+MARGIN = 1.25  # beyond the nearest and farthest known point
+FEW_POINTS = 20  # fewer sparse points in view than this say nothing about the range
+
+
+def depth_range(photo: Photo, others: list[Photo], points: PointCloud | None) -> tuple[float, float]:
+    """(near, far) in world units: from the sparse points in view, else from where the cameras look."""
+    if points is not None and len(points):
+        pixels, depth = photo.camera.project(points.xyz.to(photo.gray))
+        inside = _inside(pixels[0], depth[0], photo)
+        if inside.sum() >= FEW_POINTS:
+            seen = depth[0][inside]
+            # One point in fifty may be wrong at either end.
+            near, far = torch.quantile(seen, torch.tensor([0.02, 0.98], device=seen.device)).tolist()
+            return near / MARGIN**2, far * MARGIN**2
+    centres = torch.cat([p.camera.centers for p in [photo, *others]]).double()
+    axes = torch.cat([p.camera.forward for p in [photo, *others]]).double()
+    focus = _focus(centres, axes)
+    distance = float(((focus - centres[0]) * axes[0]).sum())
+    spread = float((centres - centres[0]).norm(dim=1).max())
+    if distance < 0.5 * spread:  # the optical axes do not meet in front: cameras side by side, or looking outwards
+        return 0.5 * spread, 50 * spread
+    return 0.3 * distance, 3 * distance
+
+
+def _focus(centres: Tensor, axes: Tensor) -> Tensor:
+    """The point nearest to all optical axes, in the least-squares sense; parallel axes put it anywhere on them."""
+    normal = torch.eye(3, dtype=centres.dtype, device=centres.device) - axes[:, :, None] * axes[:, None, :]  # [C, 3, 3]
+    return (
+        torch.linalg.lstsq(normal.sum(0).cpu(), (normal @ centres[:, :, None]).sum(0).cpu(), driver="gelsd")
+        .solution[:, 0]
+        .to(centres)
+    )
+
+
+def _inside(pixels: Tensor, depth: Tensor, photo: Photo) -> Tensor:
+    height, width = photo.gray.shape
+    x, y = pixels.unbind(-1)
+    return (depth > 1e-6) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
+
+
+def choose_neighbours(
+    index: int, photos: list[Photo], points: PointCloud | None, span: tuple[float, float], count: int
+) -> list[int]:
+    """The `count` photos that see most of what photo `index` sees, under useful angles; fewer when fewer do."""
+    reference = photos[index]
+    probes = _probes(reference, points, span)  # [P, 3]
+    centre = reference.camera.centers[0]
+    to_reference = torch.nn.functional.normalize(centre - probes, dim=-1)
+    scores = []
+    for j, photo in enumerate(photos):
+        if j == index:
+            continue
+        pixels, depth = photo.camera.project(probes)
+        inside = _inside(pixels[0], depth[0], photo)
+        if photo.mask is not None:
+            inside &= sample(photo.mask, pixels[0]) > 0.5
+        to_other = torch.nn.functional.normalize(photo.camera.centers[0] - probes, dim=-1)
+        angle = torch.rad2deg((to_reference * to_other).sum(-1).clamp(-1, 1).acos())
+        softness = torch.where(angle < BEST_ANGLE_DEG, NARROW_DEG, WIDE_DEG)
+        weight = torch.exp(-0.5 * ((angle - BEST_ANGLE_DEG) / softness) ** 2) * (angle < MAX_ANGLE_DEG)
+        scores.append((float((weight * inside).mean()), j))
+    scores.sort(key=lambda row: (-row[0], row[1]))
+    return [j for score, j in scores[:count] if score > 1e-3]
+
+
+def _probes(photo: Photo, points: PointCloud | None, span: tuple[float, float]) -> Tensor:
+    """[P, 3] world points that the photo may see: sparse points, else a grid of pixels at three depths."""
+    if points is not None and len(points):
+        xyz = points.xyz.to(photo.gray)
+        pixels, depth = photo.camera.project(xyz)
+        inside = _inside(pixels[0], depth[0], photo)
+        if inside.sum() >= FEW_POINTS:
+            return xyz[inside]
+    height, width = photo.gray.shape
+    v, u = torch.meshgrid(torch.arange(8) + 0.5, torch.arange(8) + 0.5, indexing="ij")
+    pixels = torch.stack([u.flatten() * width / 8, v.flatten() * height / 8], dim=-1).to(photo.gray)
+    if photo.mask is not None:
+        ys, xs = torch.nonzero(photo.mask > 0.5, as_tuple=True)
+        if len(ys) >= 64:
+            picked = torch.linspace(0, len(ys) - 1, 64, device=ys.device).long()
+            pixels = torch.stack([xs[picked] + 0.5, ys[picked] + 0.5], dim=-1)
+    near, far = span
+    depths = 1 / torch.linspace(1 / far, 1 / near, 5, device=pixels.device)[1:4]
+    return unproject(photo, pixels, depths[:, None]).reshape(-1, 3)
+
+
+def unproject(photo: Photo, pixels: Tensor, depth: Tensor) -> Tensor:
+    """Pixels [..., 2] at `depth` (broadcastable to [...]) -> world points [..., 3]."""
+    K = photo.camera.K[0]
+    x = (pixels[..., 0] - K[0, 2] - K[0, 1] / K[1, 1] * (pixels[..., 1] - K[1, 2])) / K[0, 0]
+    y = (pixels[..., 1] - K[1, 2]) / K[1, 1]
+    in_cam = torch.stack(torch.broadcast_tensors(x * depth, y * depth, depth), dim=-1)
+    world_from_cam = photo.camera.world_from_cam[0]
+    return in_cam @ world_from_cam[:3, :3].T + world_from_cam[:3, 3]
+
+
+def hull_bounds(
+    photo: Photo, others: list[Photo], pixels: Tensor, span: tuple[float, float], samples: int = 96
+) -> tuple[Tensor, Tensor]:
+    """Inverse depth (low, high) [...] that the silhouettes of the other photos allow at reference `pixels` [..., 2].
+
+    A point outside another photo's silhouette, though inside its frame, is not on the subject. Where nothing is allowed,
+    low > high. Photos without a mask set no bound. Gaps between allowed stretches are not kept.
+    """
+    near, far = span
+    inverse = torch.linspace(1 / far, 1 / near, samples, device=pixels.device)
+    step = float(inverse[1] - inverse[0])
+    shape = (samples,) + (1,) * (pixels.ndim - 1)
+    allowed = torch.ones((samples, *pixels.shape[:-1]), dtype=torch.bool, device=pixels.device)
+    for other in others:
+        if other.mask is None:
+            continue
+        where, inside = neighbour(photo, other).pixels(pixels, inverse.reshape(shape))
+        grown = torch.nn.functional.max_pool2d(other.mask[None, None], 3, stride=1, padding=1)[0, 0]
+        allowed &= ~inside | (sample(grown, where) > 0.5)
+    values = inverse.reshape(shape).expand(allowed.shape)
+    low = torch.where(allowed, values, torch.full_like(values, torch.inf)).amin(0) - step
+    high = torch.where(allowed, values, torch.full_like(values, -torch.inf)).amax(0) + step
+    return low.clamp_min(1 / far), high.clamp_max(1 / near)
