@@ -5,6 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+# The same examples on every run, and no limit on the time of one: machines are shared.
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.load_profile("repeatable")
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 

@@ -221,7 +221,7 @@ class TestCameras:
 
 
 class TestMovingTheWorld:
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(
         st.integers(0, 1000),
         st.tuples(*[st.floats(-1, 1)] * 4).filter(lambda q: sum(x * x for x in q) > 0.01),

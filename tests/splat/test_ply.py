@@ -266,7 +266,7 @@ class TestHostile:
         with pytest.raises(InputError, match="Is a directory"):
             load_ply(tmp_path / "folder.ply")
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     @given(st.data())
     def test_damage_anywhere_is_loaded_or_refused(self, tmp_path_factory, data):
         """Bytes changed, dropped or doubled: never another exception, never bad numbers."""
@@ -313,7 +313,7 @@ class TestSave:
 
 
 class TestRoundTrip:
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(st.integers(1, 40), st.integers(0, 3), st.integers(0, 2**31), st.floats(-6, 6))
     def test_bit_exact(self, tmp_path_factory, n, degree, seed, log10):
         splats = random_splats(n, degree, seed)
