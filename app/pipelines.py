@@ -1,0 +1,400 @@
+"""The jobs, as plain generators of `Progress`: the command line, the page and an API all call these.
+
+`photos_to_scene`: photos -> recon.reconstruct -> splat.optimise.fit -> splat.extract_mesh -> the files of a result folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from app.commands import Photos
+from app.estimate import BYTES_BASE, BYTES_PER_PIXEL, Estimate, estimate_photos, parse_bytes
+from app.machine import Place, colour, pick_place
+from app.presets import PRESETS, Preset
+from app.report import InputFile, Licence, Report, read_report, write_report
+from app.result_folder import WorkFolder, begin, check_out, disk_errors_as_sentences, write_atomic
+from app.saved_stages import load_stage, save_stage
+from app.stopwatch import StageCost, Stopwatch
+from splat.errors import BackendUnavailable, InputError, StoppedLate
+from splat.progress import Progress
+
+T = TypeVar("T")
+
+# Options that say where and how loudly a job runs, not what it computes; a resumed run may change them.
+FREE_OPTIONS = {"out", "resume", "overwrite", "compact", "quiet", "json", "inputs", "masks", "poses"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished result."""
+
+    out: Path
+    report: dict[str, Any]  # what report.json holds
+    skipped: bool = False  # it was complete already and --resume left it
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything known about a photos job before its work starts."""
+
+    options: Photos
+    photos: tuple  # of recon.photos.Photo
+    notices: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...]
+    place: Place
+    preset: Preset
+    fit_side: int
+    background: tuple[float, float, float]
+    fit_memory: int  # bytes left to the fit
+    estimate: Estimate
+    job: dict[str, Any]  # what makes two runs the same run
+
+
+def photos_to_scene(options: Photos) -> Generator[Progress, None, Outcome]:
+    """Photos to a result folder at `options.out`; closing the generator leaves a resumable state.
+
+    Yields first the estimate, then stages poses, prior, initialise, fit, mesh, measure, turntable, files. Raises
+    `InputError` before anything is written, `StoppedLate` after that, with the state kept in OUT.partial.
+    """
+    out = Path(options.out)
+    if check_out(out, resume=options.resume, overwrite=options.overwrite):
+        yield Progress("notice", 1, 1, f"{out} is complete already; it is left as it is.")
+        return Outcome(out, read_report(out), skipped=True)
+    plan = plan_photos(options)
+    for notice in (*plan.notices, *plan.place.fallbacks):
+        yield Progress("notice", 1, 1, notice)
+    what = f"{len(plan.photos)} photos, preset {options.preset}, on {plan.place.device} with the {plan.place.renderer} renderer"
+    values = {"seconds": plan.estimate.seconds, "memory": plan.estimate.memory}
+    yield Progress("estimate", 1, 1, plan.estimate.sentence(what), values=values)
+    work = begin(out, plan.job, resume=options.resume)
+    watch = Stopwatch(_costs_so_far(work))
+    try:
+        with disk_errors_as_sentences(work.partial), _late():
+            return (yield from _noted(_photos_work(plan, work, watch), watch))
+    finally:
+        watch.stop()
+        work.close()
+
+
+def plan_photos(options: Photos) -> Plan:
+    """Read and judge everything the user gave. Raises `InputError`; writes nothing."""
+    from recon.photos import PhotoConfig, read_photos
+    from splat.io.images import MAX_PIXELS
+
+    try:
+        budget = parse_bytes(options.memory_budget)
+    except ValueError as error:
+        raise InputError(f"--memory-budget {error}") from error
+    if options.holdout < 0 or options.holdout == 1:
+        raise InputError(f"--holdout {options.holdout} keeps every photo out of the fit; give 2 or more, or 0 to fit all.")
+    if options.max_side is not None and options.max_side < 64:
+        raise InputError(f"--max-side {options.max_side} leaves too little to see; give at least 64.")
+    if options.real_size is not None and not options.real_size > 0:
+        raise InputError(f"--real-size {options.real_size} is no size; give the subject's longest side in metres.")
+    background, place, preset = colour(options.background), pick_place(options.device, options.threads), PRESETS[options.preset]
+    given = options.poses != "auto"
+    poses = Path(options.poses)
+    if given and not poses.exists():
+        raise InputError(f"--poses {options.poses} does not exist; give auto, a transforms.json or a COLMAP model folder.")
+    fit_side = options.max_side or preset.fit_side
+    config = PhotoConfig(
+        max_side=max(fit_side, 0 if given else preset.feature_side),
+        max_photos=0 if given else PhotoConfig.max_photos,  # posed photos cost no matching, and each helps
+        masks=options.masks or "",
+        max_pixels=int(min(MAX_PIXELS, max(budget - BYTES_BASE, 0) / 12)),  # decoded, converted and scaled at once
+    )
+    found = read_photos(options.inputs, config)
+    if given:
+        from recon.poses.from_file import load_poses
+
+        load_poses(poses, found.photos)  # judged now, so that a bad file costs no work
+    pixels = sum(p.image.numel() // 3 for p in found.photos)
+    largest = max(max(p.size) for p in found.photos)
+    fit_pixels = pixels * min(1.0, fit_side / largest) ** 2 / len(found.photos)
+    estimate = estimate_photos(
+        len(found.photos),
+        pixels // len(found.photos),
+        int(fit_pixels),
+        preset,
+        solve_poses=not given,
+        renderer=place.renderer,
+        threads=place.threads,
+    )
+    fit_memory = int(budget - BYTES_BASE - pixels * BYTES_PER_PIXEL)
+    if fit_memory < 50e6:
+        least = (BYTES_BASE + pixels * BYTES_PER_PIXEL + 200e6) / 1e9
+        raise InputError(
+            f"--memory-budget {options.memory_budget} is too small for {len(found.photos)} photos of this size; "
+            f"give at least {least:.1f}GB or fewer photos."
+        )
+    _check_disk(Path(options.out), estimate.disk)
+    return Plan(
+        options=options,
+        photos=found.photos,
+        notices=found.notices,
+        skipped=found.skipped,
+        place=place,
+        preset=preset,
+        fit_side=fit_side,
+        background=background,
+        fit_memory=fit_memory,
+        estimate=estimate,
+        job=_job(options, found.photos, place),
+    )
+
+
+def _photos_work(plan: Plan, work: WorkFolder, watch: Stopwatch) -> Generator[Progress, None, Outcome]:
+    from recon.reconstruct import Reconstruction
+    from splat.cameras import Cameras
+    from splat.extract_mesh import MeshConfig, extract_mesh
+    from splat.gaussians import Splats
+    from splat.mesh import Mesh
+    from splat.optimise import FitConfig, FitResult, fit
+    from splat.points import PointCloud
+    from splat.similarity import Similarity
+    from splat.views import Views
+
+    types = (Reconstruction, FitResult, Views, Cameras, PointCloud, Splats, Similarity, Mesh)
+    options, place, preset = plan.options, plan.place, plan.preset
+    torch.set_num_threads(place.threads)
+    background = torch.tensor(plan.background)
+    recon_config = _reconstruct_config(plan)
+    fit_config = FitConfig(
+        steps=preset.steps,
+        sh_degree=preset.sh_degree,
+        max_gaussians=preset.max_gaussians,
+        memory_budget=plan.fit_memory,
+        background=plan.background,
+        seed=options.seed,
+        backend=place.renderer,
+        threads=place.threads,
+        exposure=True,
+    )
+    mesh_config = MeshConfig()
+
+    # Every stage goes on from what it saved, so that a resumed run computes with the same bits as an undisturbed one.
+    def saved(name: str, stage: Generator[Progress, None, T]) -> Generator[Progress, None, T]:
+        path = work.state / f"{name}.safetensors"
+        if path.exists():
+            stage.close()
+            yield Progress(name, 1, 1, "taken from the unfinished run")
+        else:
+            save_stage(path, (yield from stage))
+            watch.split()
+            write_atomic(work.state / "costs.json", json.dumps([dataclasses.asdict(c) for c in watch.costs.values()]).encode())
+        return load_stage(path, types)
+
+    scene = yield from saved("reconstruction", _reconstructed(plan.photos, recon_config))
+    train = [v.to(place.device) for v in scene.train]
+    fitted = yield from saved(
+        "fit", fit(train, scene.initial.to(place.device), fit_config, work.state / "fit_checkpoint.safetensors")
+    )
+    mesh = yield from saved("mesh", _as_stage("mesh", lambda: extract_mesh(fitted.splats, fitted.cameras, mesh_config)))
+
+    splats = fitted.splats.to(place.device)
+    posed = [dataclasses.replace(v, cameras=c) for v, c in zip(scene.train, fitted.cameras)]
+    train_quality, train_pairs = yield from _measured(splats, posed, background, fitted.exposures, place)
+    facts = {k: float(v) for k, v in scene.facts.items()}
+    heldout = scene.heldout
+    if heldout and not scene.heldout_posed:
+        from app.quality import refined
+
+        before, _ = yield from _measured(splats, heldout, background, None, place)
+        facts["holdout_psnr_before_refinement"] = before.psnr
+        heldout = yield from refined(splats, heldout, background)
+    holdout_quality, holdout_pairs = yield from _measured(splats, heldout, background, None, place)
+
+    yield from _write_pictures(plan, work.result, splats, fitted.cameras, holdout_pairs or train_pairs)
+    yield Progress("files", 0, 1)
+    _write_scene(work.result, fitted.splats, mesh, posed, heldout)
+    if options.colmap_out:
+        _write_colmap(work.result / "colmap", posed, scene.sparse)
+    configs = {"photos": plan.job, "reconstruct": recon_config, "fit": fit_config, "mesh": mesh_config, "preset": preset}
+    plain = {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in configs.items()}
+    write_atomic(work.result / "config.json", json.dumps(plain, indent=1, default=str).encode())
+    watch.split()
+    heldout_names = {name for v in scene.heldout for name in v.names}
+    placed = {name for v in (*scene.train, *scene.heldout) for name in v.names}
+    reasons = scene.reasons
+    unplaced = [f"{name} could not be placed: {reason}" for name, reason in reasons.items()]
+    report = write_report(
+        Report(
+            command="photos",
+            inputs=[
+                InputFile(p.name, p.sha256, p.name in placed, reasons.get(p.name), p.name in heldout_names) for p in plan.photos
+            ],
+            scale=scene.scale,
+            result_from_input=scene.result_from_input,
+            seed=options.seed,
+            device=place.device,
+            backend=place.renderer,
+            gaussians=len(fitted.splats),
+            mesh_faces=len(mesh.faces),
+            stages=list(watch.costs.values()),
+            train=train_quality,
+            holdout=holdout_quality,
+            warnings=[*plan.notices, *scene.warnings, *unplaced],
+            fallbacks=[*place.fallbacks, *scene.fallbacks],
+            licences=_licences(solved=options.poses == "auto"),
+            facts=facts,
+        ),
+        work.result / "report.json",
+    )
+    work.publish(keep_state=not options.compact)
+    yield Progress("files", 1, 1, f"{options.out} is complete")
+    return Outcome(Path(options.out), report)
+
+
+def _reconstructed(photos: tuple, config: Any) -> Generator[Progress, None, Any]:
+    from recon.reconstruct import reconstruct
+
+    return (yield from reconstruct(photos, config))
+
+
+def _reconstruct_config(plan: Plan) -> Any:
+    from recon.poses import PoseConfig
+    from recon.reconstruct import ReconstructConfig
+
+    options = plan.options
+    return ReconstructConfig(
+        poses_from=None if options.poses == "auto" else Path(options.poses),
+        poses=PoseConfig(seed=options.seed, device=plan.place.device),
+        holdout=options.holdout,
+        fit_side=plan.fit_side,
+        background=plan.background,
+        real_size=options.real_size,
+    )
+
+
+def _measured(splats, views, background, exposures, place) -> Generator[Progress, None, Any]:
+    from app.quality import measure
+
+    return (yield from measure(splats, views, background, exposures, place.threads))
+
+
+def _as_stage(name: str, work) -> Generator[Progress, None, Any]:
+    """A plain call as a stage of one step."""
+    yield Progress(name, 0, 1)
+    result = work()
+    if isinstance(result, Generator):
+        result = yield from result
+    yield Progress(name, 1, 1)
+    return result
+
+
+def _write_pictures(plan: Plan, folder: Path, splats, cameras, pairs) -> Generator[Progress, None, None]:
+    from app.contact_sheet import contact_sheet
+    from app.turntable import render_frames, suited_path, write_video
+    from splat.io.images import save_image
+
+    preset = plan.preset
+    path = suited_path(cameras, splats, preset.turntable_frames, preset.turntable_side)
+    frames: list[Tensor] = []
+    for frame in render_frames(splats, path, torch.tensor(plan.background), plan.place.threads):
+        frames.append(frame)
+        yield Progress("turntable", len(frames), len(path), preview=frame)
+    write_video(frames, folder / "turntable.mp4")
+    save_image(folder / "preview.png", contact_sheet(_spread(pairs, 4), frames))
+
+
+def _spread(items: list[T], most: int) -> list[T]:
+    return items if len(items) <= most else [items[i * len(items) // most] for i in range(most)]
+
+
+def _write_scene(folder: Path, splats, mesh, train, heldout) -> None:
+    from recon.poses.from_file import write_transforms
+    from splat.io import save
+    from splat.io.meshes import save_mesh
+
+    save(splats, folder / "scene.ply")
+    save_mesh(mesh, folder / "mesh.glb")
+    write_transforms(folder / "cameras.json", [v.cameras for v in train], [name for v in train for name in v.names])
+    if heldout:
+        names = [name for v in heldout for name in v.names]
+        write_transforms(folder / "cameras_holdout.json", [v.cameras for v in heldout], names)
+
+
+def _write_colmap(folder: Path, views, points) -> None:
+    raise InputError("--colmap-out is not available in this build.")
+
+
+def _licences(solved: bool) -> list[Licence]:
+    from app.info import weights
+
+    return [Licence(w.name, w.licence) for w in weights()] if solved else []
+
+
+def _job(options: Photos, photos: tuple, place: Place) -> dict[str, Any]:
+    """What two runs must share to be one run that continues."""
+    fixed = {f.name: getattr(options, f.name) for f in dataclasses.fields(options) if f.name not in FREE_OPTIONS}
+    fixed |= {"device": place.device, "renderer": place.renderer, "threads": place.threads}
+    poses = Path(options.poses)
+    files = (
+        [] if options.poses == "auto" else [poses] if poses.is_file() else sorted(p for p in poses.rglob("*") if p.is_file())
+    )
+    return {
+        "command": "photos",
+        "version": importlib.metadata.version("splatsmith"),
+        "inputs": [[p.name, p.sha256] for p in photos],
+        "masks": [None if p.mask is None else _digest(p.mask.numpy().tobytes()) for p in photos],
+        "poses": [_digest(p.read_bytes()) for p in files],
+        **fixed,
+    }
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _check_disk(out: Path, needed: float) -> None:
+    folder = next((p for p in out.absolute().parents if p.is_dir()), None)
+    if folder is not None and shutil.disk_usage(folder).free < needed:
+        free = shutil.disk_usage(folder).free
+        raise InputError(
+            f"{folder} has {free / 1e6:.0f} MB free and the job needs about {needed / 1e6:.0f} MB; make room first."
+        )
+
+
+def _costs_so_far(work: WorkFolder) -> list[StageCost]:
+    path = work.state / "costs.json"
+    try:
+        return [StageCost(**cost) for cost in json.loads(path.read_text())] if path.exists() else []
+    except (ValueError, TypeError):  # only figures for the report
+        return []
+
+
+def _noted(job: Generator[Progress, None, T], watch: Stopwatch) -> Generator[Progress, None, T]:
+    """`job`, with every event shown to the stopwatch."""
+    try:
+        while True:
+            try:
+                event = next(job)
+            except StopIteration as end:
+                return end.value
+            watch.note(event)
+            yield event
+    finally:
+        job.close()
+
+
+@contextmanager
+def _late() -> Iterator[None]:
+    """Errors after work began: the same sentence, but the state is kept and the status is another."""
+    try:
+        yield
+    except (InputError, BackendUnavailable) as error:
+        raise StoppedLate(str(error)) from error
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise StoppedLate("The machine ran out of memory; use --preset draft, a smaller --max-side or fewer photos.") from error

@@ -1,0 +1,56 @@
+"""What `--preset` means, in plain numbers; the pipelines turn these into the configs of the parts. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+PresetName = Literal["draft", "standard", "quality"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One trade between time and quality for the photos job."""
+
+    feature_side: int  # px, long side of the photos that features are found and poses solved on
+    fit_side: int  # px, long side of the photos that the splats are fitted to
+    steps: int  # optimisation steps
+    max_gaussians: int
+    sh_degree: int  # view-dependent colour: 0 none, 3 as 3DGS
+    mesh_faces: int  # the mesh is simplified to about this many triangles
+    turntable_side: int  # px, long side of the turntable video
+    turntable_frames: int
+
+
+PRESETS: dict[PresetName, Preset] = {
+    "draft": Preset(
+        feature_side=1024,
+        fit_side=320,
+        steps=500,
+        max_gaussians=40_000,
+        sh_degree=1,
+        mesh_faces=40_000,
+        turntable_side=480,
+        turntable_frames=48,
+    ),
+    "standard": Preset(
+        feature_side=1024,
+        fit_side=480,
+        steps=2000,
+        max_gaussians=120_000,
+        sh_degree=2,
+        mesh_faces=100_000,
+        turntable_side=640,
+        turntable_frames=90,
+    ),
+    "quality": Preset(
+        feature_side=1600,
+        fit_side=1024,
+        steps=7000,
+        max_gaussians=500_000,
+        sh_degree=3,
+        mesh_faces=300_000,
+        turntable_side=1024,
+        turntable_frames=120,
+    ),
+}

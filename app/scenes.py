@@ -1,0 +1,178 @@
+"""What is done with a finished result or a scene file: export, render, eval."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Generator
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from app import commands
+from app.machine import colour, pick_place
+from app.report import Quality, read_report
+from splat.cameras import Cameras
+from splat.errors import InputError
+from splat.gaussians import Splats
+from splat.mesh import Mesh
+from splat.progress import Progress
+from splat.similarity import Similarity
+
+MESH_SUFFIXES = (".glb", ".obj", ".stl")
+DEFAULT_EVAL_SIDE = 1024  # px, where the result does not say what size it was fitted at
+
+
+def load_scene(path: Path) -> Splats:
+    """The splats of a result folder or scene file, on the CPU."""
+    from splat.io import load
+
+    path = Path(path)
+    if path.is_dir():
+        read_report(path)
+        path = path / "scene.ply"
+    if not path.exists():
+        raise InputError(f"{path} does not exist; give a result folder or a scene file.")
+    return load(path)
+
+
+def export_scene(scene: Path, to: Path, convention: Literal["splatsmith", "3dgs"]) -> None:
+    """Write the splats (.ply) or the mesh (.glb, .obj, .stl) of `scene`; see `splat.io.save` for `convention`.
+
+    A scene file has no mesh yet: one is extracted. Raises `InputError` for other suffixes and missing folders.
+    """
+    from splat.io import FORMATS, HALF_TURN_ABOUT_X, save
+    from splat.io.meshes import save_mesh
+
+    suffix = to.suffix.lower()
+    if suffix not in (*FORMATS, *MESH_SUFFIXES):
+        raise InputError(f"'{suffix}' is no format of export; use one of {', '.join((*FORMATS, *MESH_SUFFIXES))}.")
+    if not to.parent.is_dir():
+        raise InputError(f"The folder {to.parent} does not exist; create it or choose another --to.")
+    if suffix in FORMATS:
+        save(load_scene(scene), to, convention)
+        return
+    mesh = _mesh_of(scene)
+    save_mesh(mesh.transformed(HALF_TURN_ABOUT_X) if convention == "3dgs" else mesh, to)
+
+
+def render_scene(options: commands.Render) -> Generator[Progress, None, list[Path]]:
+    """A video or stills of `options.scene`; returns the files written."""
+    from app.turntable import render_frames, write_video
+    from splat.io.images import save_image
+
+    to, suffix = options.to, options.to.suffix.lower()
+    if suffix not in (".mp4", ".png"):
+        raise InputError(f"'{suffix}' is no format of render; use .mp4 or .png.")
+    if not to.parent.is_dir():
+        raise InputError(f"The folder {to.parent} does not exist; create it or choose another --to.")
+    if options.frames < 1 or options.side < 16:
+        raise InputError(f"--frames {options.frames} --side {options.side} gives no picture; use at least 1 frame of 16 px.")
+    place, background = pick_place(options.device, options.threads), torch.tensor(colour(options.background))
+    splats = load_scene(options.scene).to(place.device)
+    batches = [_path_for(options, splats)] if options.cameras is None else read_cameras(options.cameras, options.side)
+    if suffix == ".mp4" and (len({(c.width, c.height) for c in batches}) > 1):
+        raise InputError(f"{options.cameras} has cameras of several sizes, which make no video; render to .png.")
+    if suffix == ".mp4":
+        batches = [c.resized(c.width // 2 * 2, c.height // 2 * 2) for c in batches]
+    total = sum(len(c) for c in batches)
+    frames = []
+    for cameras in batches:
+        for frame in render_frames(splats, cameras, background, place.threads):
+            frames.append(frame)
+            yield Progress("render", len(frames), total, preview=frame)
+    if suffix == ".mp4":
+        temporary = to.with_name(f".{to.stem}-part.mp4")
+        try:
+            write_video(frames, temporary)
+            temporary.replace(to)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return [to]
+    files = [to] if total == 1 else [to.with_name(f"{to.stem}_{i:03d}.png") for i in range(total)]
+    for frame, file in zip(frames, files):
+        save_image(file, frame)
+    return files
+
+
+def evaluate_result(options: commands.Eval) -> Generator[Progress, None, Quality]:
+    """Quality of a result against posed photos in the world of its input poses."""
+    from app.quality import measure
+    from recon.photos import PhotoConfig, composited, read_photos
+    from recon.poses import undistort
+    from recon.poses.from_file import load_poses, photos_of_transforms
+
+    report = read_report(options.result)
+    place, background = pick_place(options.device, options.threads), colour(options.background)
+    splats = load_scene(options.result).to(place.device)
+    similarity = Similarity.from_matrix(torch.tensor(report["result_from_input"], dtype=torch.float64))
+    files = photos_of_transforms(options.against)
+    config = PhotoConfig(max_side=_fitted_side(options.result), max_photos=0, min_photos=1)
+    photos = [composited(photo, background) for photo in read_photos(files, config).photos]
+    views = undistort(photos, load_poses(options.against, photos))
+    views = [dataclasses.replace(v, cameras=v.cameras.transformed(similarity)) for v in views]
+    quality, _ = yield from measure(splats, views, torch.tensor(background), threads=place.threads)
+    assert quality is not None  # load_poses refuses a file that places nothing
+    return quality
+
+
+def read_cameras(path: Path, side: int) -> list[Cameras]:
+    """Cameras of a transforms.json, in its order, runs of one size together; `side` px square where it names no size."""
+    from recon.poses.from_file import read_transforms
+    from splat.cameras import intrinsics
+
+    batches: list[Cameras] = []
+    for frame in read_transforms(path):
+        lens = frame.lens
+        width, height = round(lens.width or side), round(lens.height or side)
+        focal = lens.focal_x or 0.5 * width / torch.tensor(lens.angle_x / 2).tan().item()
+        K = intrinsics(focal, width, height)
+        K[1, 1] = lens.focal_y or focal
+        K[0, 2], K[1, 2] = lens.cx or width / 2, lens.cy or height / 2
+        camera = Cameras(frame.cam_from_world[None].float(), K[None], width, height)
+        if batches and (batches[-1].width, batches[-1].height) == (width, height):
+            batches[-1] = Cameras.cat([batches[-1], camera])
+        else:
+            batches.append(camera)
+    return batches
+
+
+def _path_for(options: commands.Render, splats: Splats) -> Cameras:
+    """The path that suits the captured cameras of a result; for a bare scene file a full orbit of its extent."""
+    from app.turntable import suited_path
+
+    frames = options.frames if options.to.suffix.lower() == ".mp4" else 1
+    captured = options.scene / "cameras.json"
+    if options.scene.is_dir() and captured.is_file():
+        return suited_path(read_cameras(captured, options.side), splats, frames, options.side)
+    return _orbit(splats, frames, options.side)
+
+
+def _orbit(splats: Splats, frames: int, side: int) -> Cameras:
+    """Round the solid part of the splats, the whole of it in the picture."""
+    side = max(side // 2 * 2, 16)
+    solid = splats.means[splats.opacities > 0.3].cpu()
+    solid = solid if len(solid) else splats.means.cpu()
+    target = solid.median(0).values
+    radius = float((solid - target).norm(dim=-1).quantile(0.9)) if len(solid) <= 1_000_000 else 1.0
+    return Cameras.orbit(frames, 3.0 * max(radius, 1e-3), 15.0, 45.0, side, side, target=target)
+
+
+def _mesh_of(scene: Path) -> Mesh:
+    from splat.extract_mesh import MeshConfig, extract_mesh
+    from splat.io.meshes import load_mesh
+
+    if scene.is_dir():
+        read_report(scene)
+        return load_mesh(scene / "mesh.glb")
+    splats = load_scene(scene)
+    return extract_mesh(splats, [_orbit(splats, 24, 320)], MeshConfig())
+
+
+def _fitted_side(result: Path) -> int:
+    """The long side in px that the result was fitted at."""
+    try:
+        return int(json.loads((result / "config.json").read_text())["reconstruct"]["fit_side"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return DEFAULT_EVAL_SIDE

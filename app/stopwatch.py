@@ -1,0 +1,56 @@
+"""Seconds and peak memory of each stage, from the events of a job."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, replace
+
+import psutil
+
+from splat.progress import Progress
+
+
+@dataclass(frozen=True)
+class StageCost:
+    name: str
+    seconds: float
+    peak_mb: float  # resident memory of the process, highest while the stage ran
+
+
+class Stopwatch:
+    """`note` every event. Time up to an event belongs to its stage, except that an event at step 0 opens its stage."""
+
+    def __init__(self, costs: list[StageCost] | None = None) -> None:
+        self.costs: dict[str, StageCost] = {cost.name: cost for cost in costs or []}
+        self._stage = "start"
+        self._since = time.monotonic()
+        self._peak = 0.0
+        self._process = psutil.Process()
+        self._done = threading.Event()
+        self._sampler = threading.Thread(target=self._sample, daemon=True)
+        self._sampler.start()
+
+    def note(self, event: Progress) -> None:
+        self.split(self._stage if event.step == 0 else event.stage)
+        self._stage = event.stage
+
+    def split(self, stage: str | None = None) -> None:
+        """Book the time since the last event to `stage`, by default the one that is running."""
+        stage = stage or self._stage
+        now = time.monotonic()
+        old = self.costs.get(stage, StageCost(stage, 0.0, 0.0))
+        peak = max(old.peak_mb, self._peak, self._resident_mb())
+        self.costs[stage] = replace(old, seconds=old.seconds + now - self._since, peak_mb=peak)
+        self._since, self._peak = now, 0.0
+
+    def stop(self) -> None:
+        self._done.set()
+        self._sampler.join()
+
+    def _resident_mb(self) -> float:
+        return self._process.memory_info().rss / 1e6
+
+    def _sample(self) -> None:
+        while not self._done.wait(0.1):
+            self._peak = max(self._peak, self._resident_mb())

@@ -1,0 +1,131 @@
+"""A camera path that suits the captured scene, and the video along it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from splat.cameras import Cameras, intrinsics
+from splat.gaussians import Splats
+from splat.render import RenderOptions, render
+
+FRAMES_PER_SECOND = 24
+FULL_TURN_GAP_DEG = 120.0  # a wider gap between neighbouring photos, seen from the subject, is unobserved: sway, don't orbit
+BANDWIDTH_DEG = 25.0  # how far a photo's distance and elevation reach along the path
+ARC_SHARE = 0.85  # of the captured arc, so that the path stays inside it
+
+
+def suited_path(captured: Sequence[Cameras], splats: Splats, frames: int, side: int) -> Cameras:
+    """`frames` cameras on a closed path round the subject, at the distance and elevation of the cameras near each azimuth.
+
+    Where the `captured` cameras surround the subject, a full turn from azimuth 0; else a gentle sway inside the captured arc.
+    Long side `side` px, even sizes, the captured aspect and field of view; up is +Y. `splats` tell where the subject is.
+    """
+    centers = torch.cat([c.centers for c in captured]).double().cpu()
+    focus = subject(captured, splats)
+    offset = centers - focus
+    distance = offset.norm(dim=-1).clamp_min(1e-6)
+    azimuth = torch.atan2(offset[:, 0], offset[:, 2])
+    elevation = torch.asin((offset[:, 1] / distance).clamp(-0.999, 0.999))
+
+    turn = torch.arange(frames, dtype=torch.float64) * (2 * math.pi / frames)
+    gap, middle = _widest_gap(azimuth)
+    if math.degrees(gap) < FULL_TURN_GAP_DEG:
+        along = turn
+    else:
+        along = middle + math.pi + ARC_SHARE * (math.pi - gap / 2) * turn.sin()
+    away = torch.remainder(along[:, None] - azimuth + math.pi, 2 * math.pi) - math.pi  # [frames, C]
+    weight = torch.exp(-0.5 * (away / math.radians(BANDWIDTH_DEG)).square()) + 1e-3
+    weight = weight / weight.sum(-1, keepdim=True)
+    path_elevation, path_distance = weight @ elevation, (weight @ distance.log()).exp()
+    direction = torch.stack(
+        [
+            along.sin() * path_elevation.cos(),
+            path_elevation.sin(),
+            along.cos() * path_elevation.cos(),
+        ],
+        dim=-1,
+    )
+    width, height, K = _picture(captured, side)
+    return Cameras.look_at(focus + path_distance[:, None] * direction, focus, torch.tensor([0.0, 1, 0]), K, width, height)
+
+
+def subject(captured: Sequence[Cameras], splats: Splats) -> Tensor:
+    """[3] float64: the point that the cameras look at.
+
+    Least squares to the optical axes, drawn gently to the typical depth of the splats in the middle of the pictures, which
+    alone decides where the axes are parallel.
+    """
+    centers = torch.cat([c.centers for c in captured]).double().cpu()
+    forward = torch.cat([c.forward for c in captured]).double().cpu()
+    guess = (centers + forward * _middle_depth(captured, splats)).mean(0)
+    across = torch.eye(3, dtype=torch.float64) - forward[:, :, None] * forward[:, None, :]  # [C, 3, 3]
+    pull = 0.02  # of the mean projector; parallel axes leave one eigenvalue near 0
+    left = across.mean(0) + pull * torch.eye(3, dtype=torch.float64)
+    right = (across @ centers[:, :, None]).mean(0).squeeze(-1) + pull * guess
+    point = torch.linalg.solve(left, right)
+    in_front = ((point - centers) * forward).sum(-1).median() > 0
+    return point if in_front else guess  # cameras that look outwards have no common point
+
+
+def render_frames(splats: Splats, cameras: Cameras, background: Tensor, threads: int | None = None) -> Iterator[Tensor]:
+    """Each camera's picture [H, W, 3] sRGB in [0, 1] on the CPU, one at a time."""
+    device = splats.means.device
+    # The near cut follows the scene's scale, so that a scene in metres of something tiny is drawn whole.
+    reach = (cameras.centers.cpu() - splats.means.detach().cpu().median(0).values).norm(dim=-1).median()
+    near = min(0.01, 0.01 * float(reach))
+    options = RenderOptions(background=background.to(device), near=near, threads=threads)
+    with torch.no_grad():
+        for i in range(len(cameras)):
+            yield render(splats, cameras[i].to(device), options).rgb[0].clamp(0, 1).cpu()
+
+
+def write_video(frames: Iterable[Tensor], path: Path, frames_per_second: int = FRAMES_PER_SECOND) -> None:
+    """[H, W, 3] sRGB frames of one even size to an MP4 (H.264, yuv420p), which plays everywhere."""
+    import av
+
+    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=Fraction(frames_per_second), options={"crf": "18"})
+        stream.pix_fmt = "yuv420p"
+        for i, image in enumerate(frames):
+            pixels = (image.clamp(0, 1) * 255).round().byte().contiguous().numpy()
+            if i == 0:
+                stream.height, stream.width = pixels.shape[:2]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def _widest_gap(azimuth: Tensor) -> tuple[float, float]:
+    """The widest angle without a camera, and its middle; radians. One camera leaves the full turn, opposite to it."""
+    around = azimuth.sort().values
+    following = torch.cat([around[1:], around[:1] + 2 * math.pi])
+    gaps = following - around
+    widest = int(gaps.argmax())
+    return float(gaps[widest]), float(around[widest] + gaps[widest] / 2)
+
+
+def _middle_depth(captured: Sequence[Cameras], splats: Splats) -> float:
+    """Median depth of the solid splats in the middle half of the pictures."""
+    solid = splats.means[splats.opacities > 0.3]
+    solid = (solid if len(solid) else splats.means).cpu()
+    depths = []
+    for cameras in captured:
+        pixels, depth = cameras.to("cpu").project(solid)
+        off_centre = (pixels / torch.tensor([cameras.width, cameras.height]) - 0.5).abs().amax(-1)
+        depths.append(depth[(off_centre < 0.25) & (depth > 0)])
+    found = torch.cat(depths)
+    return float(found.median()) if len(found) else 1.0
+
+
+def _picture(captured: Sequence[Cameras], side: int) -> tuple[int, int, Tensor]:
+    """Width, height and K of the median aspect and field of view, long side `side`."""
+    aspect = torch.tensor([c.width / c.height for c in captured for _ in range(len(c))]).median().item()
+    focal = torch.cat([c.K[:, 0, 0].cpu() / max(c.width, c.height) for c in captured]).median().item()
+    long, short = side // 2 * 2, round(side * min(aspect, 1 / aspect) / 2) * 2
+    width, height = (long, short) if aspect >= 1 else (short, long)
+    return width, height, intrinsics(focal * long, width, height)
