@@ -220,7 +220,9 @@ def _photos_work(plan: Plan, work: WorkFolder, watch: Stopwatch) -> Generator[Pr
     yield Progress("files", 0, 1)
     _write_scene(work.result, fitted.splats, mesh, posed, heldout)
     if options.colmap_out:
-        _write_colmap(work.result / "colmap", posed, scene.sparse)
+        from recon.poses.to_colmap import write_colmap_folder
+
+        write_colmap_folder(work.result / "colmap", posed, scene.sparse)
     configs = {"photos": plan.job, "reconstruct": recon_config, "fit": fit_config, "mesh": mesh_config, "preset": preset}
     plain = {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in configs.items()}
     write_atomic(work.result / "config.json", json.dumps(plain, indent=1, default=str).encode())
@@ -324,10 +326,6 @@ def _write_scene(folder: Path, splats, mesh, train, heldout) -> None:
     if heldout:
         names = [name for v in heldout for name in v.names]
         write_transforms(folder / "cameras_holdout.json", [v.cameras for v in heldout], names)
-
-
-def _write_colmap(folder: Path, views, points) -> None:
-    raise InputError("--colmap-out is not available in this build.")
 
 
 def _licences(solved: bool) -> list[Licence]:
