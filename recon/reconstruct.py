@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recon.align import align_world
 from recon.fuse import FuseConfig, fuse
-from recon.initialise import InitialiseConfig, initial_points, initial_splats
+from recon.initialise import InitialConfig, choose_points, initial_splats, random_splats, viewing_bound
 from recon.localise import localise
 from recon.photos import Photo, composited
 from recon.poses import PoseConfig, Poses, solve_poses, undistort
@@ -39,7 +39,9 @@ class ReconstructConfig:
     poses: PoseConfig = field(default_factory=PoseConfig)
     prior: PlaneSweepConfig = field(default_factory=PlaneSweepConfig)
     fuse: FuseConfig = field(default_factory=FuseConfig)
-    initialise: InitialiseConfig = field(default_factory=InitialiseConfig)
+    initialise: InitialConfig = field(default_factory=InitialConfig)
+    min_points: int = 500  # fewer starting points than this, and random Gaussians join them
+    random_points: int = 20_000  # of those
     holdout: int = 0  # every n-th photo in name order is kept out of poses and fit; 0 keeps none out
     fit_side: int = 480  # pixels, long side of the views that the fit sees
     background: tuple[float, float, float] = (1.0, 1.0, 1.0)  # sRGB behind masked subjects
@@ -98,11 +100,8 @@ def reconstruct(photos: Sequence[Photo], config: ReconstructConfig) -> Generator
 
     depths = yield from posed_prior("plane_sweep")(views, sparse if len(sparse) else None, config.prior)
     dense = fuse(views, depths, config.fuse)
-    points, source = initial_points(dense, sparse, config.initialise)
     fallbacks: list[str] = []
-    if source == "random":
-        fallbacks.append("The photos gave too few depths; the fit starts from random Gaussians.")
-    initial = initial_splats(points, config.initialise)
+    initial, source = _first_splats(views, dense, sparse, config, fallbacks)
     yield Progress("initialise", 1, 1, f"{len(initial)} first Gaussians from {source} points")
 
     if config.real_size is not None:
@@ -131,6 +130,25 @@ def reconstruct(photos: Sequence[Photo], config: ReconstructConfig) -> Generator
         fallbacks=tuple(fallbacks),
         facts=poses.facts,
     )
+
+
+def _first_splats(
+    views: list[Views], dense: PointCloud, sparse: PointCloud, config: ReconstructConfig, fallbacks: list[str]
+) -> tuple[Splats, str]:
+    """Splats from the configured points; where these are few, random ones fill the space that the cameras look at."""
+    known = len(dense) + len(sparse)
+    if known >= config.min_points:
+        return initial_splats(
+            choose_points(dense, sparse, config.initialise.source), config.initialise
+        ), config.initialise.source
+    fallbacks.append(
+        f"The photos gave only {known} points in space; the fit starts from {config.random_points} random Gaussians."
+    )
+    centre, radius = viewing_bound([v.cameras for v in views], sparse if len(sparse) >= 10 else None)
+    parts = [random_splats(config.random_points, centre, radius, config.initialise)]
+    if known:
+        parts.append(initial_splats(choose_points(dense, sparse, "union"), config.initialise))
+    return Splats.cat(parts), "random"
 
 
 def _localised(heldout: Sequence[Photo], train: Sequence[Photo], poses: Poses, config: ReconstructConfig) -> Poses:
