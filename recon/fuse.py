@@ -11,7 +11,7 @@ from torch import Tensor
 
 from recon.consistency import Posed, agreement
 from recon.priors import DepthMap
-from recon.priors.matching import sample
+from recon.priors.matching import normalised, sample
 from splat.points import PointCloud
 from splat.views import Views
 
@@ -90,7 +90,7 @@ def _inside_silhouettes(xyz: Tensor, views: list[Views]) -> Tensor:
         for mask, at, z in zip(grown, pixels, depth):
             x, y = at.unbind(-1)
             seen = (z > 0) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
-            inside &= ~seen | (sample(mask, at) > 0.5)
+            inside &= ~seen | (sample(mask, normalised(at, width, height)) > 0.5)
     return inside
 
 

@@ -31,41 +31,57 @@ class Photo:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A source photo, and the warp from reference pixels into it."""
+    """A source photo, and the warp from reference pixels into it.
+
+    The warp ends in the normalised coordinates of `grid_sample`: -1 and 1 are the photo's outer edges.
+    """
 
     photo: Photo
-    rotation: Tensor  # [3, 3] K' R K^-1
-    shift: Tensor  # [3] K' t
+    rotation: Tensor  # [3, 3] N K' R K^-1, N from pixels to normalised
+    shift: tuple[float, float, float]  # N K' t
 
-    def pixels(self, reference: Tensor, inverse_depth: Tensor) -> tuple[Tensor, Tensor]:
-        """Reference pixels [..., 2], inverse depths broadcastable to [...] -> pixels [..., 2] here and whether in view."""
-        rotation, shift = self.rotation, self.shift
-        u, v = reference.unbind(-1)
-        z = u * rotation[2, 0] + v * rotation[2, 1] + (rotation[2, 2] + inverse_depth * shift[2])
-        x = u * rotation[0, 0] + v * rotation[0, 1] + (rotation[0, 2] + inverse_depth * shift[0])
-        y = u * rotation[1, 0] + v * rotation[1, 1] + (rotation[1, 2] + inverse_depth * shift[1])
-        ahead = z > 1e-6
-        z = torch.where(ahead, z, torch.ones_like(z))
-        x, y = x / z, y / z
-        height, width = self.photo.gray.shape
-        inside = ahead & (x >= 0) & (x <= width) & (y >= 0) & (y <= height)
-        return torch.stack([x, y], dim=-1), inside
+    def base(self, pixels: Tensor) -> Tensor:
+        """Reference pixels [..., 2] -> their homogeneous place here at infinity: [3, ...]."""
+        u, v = pixels.unbind(-1)
+        return torch.stack([row[0] * u + row[1] * v + row[2] for row in self.rotation])
+
+    def warp(self, base: Tensor, inverse_depth: Tensor) -> Tensor:
+        """`base(pixels)` [3, ...], inverse depth of a shape that broadcasts -> normalised places [..., 2].
+
+        What lies behind the camera lands far outside.
+        """
+        x, y, z = (torch.add(b, inverse_depth, alpha=s) for b, s in zip(base, self.shift))
+        places = torch.empty((*z.shape, 2), dtype=z.dtype, device=z.device)
+        z = z.clamp_min(1e-6)
+        torch.div(x, z, out=places[..., 0])
+        torch.div(y, z, out=places[..., 1])
+        return places
 
 
 def neighbour(reference: Photo, source: Photo) -> Neighbour:
     """The warp between two placed photos, formed in float64."""
     relative = source.camera.cam_from_world[0].double() @ torch.linalg.inv(reference.camera.cam_from_world[0].double())
-    K = source.camera.K[0].double()
+    height, width = source.gray.shape
+    normalised = torch.tensor([[2 / width, 0, -1], [0, 2 / height, -1], [0, 0, 1]], dtype=torch.float64)
+    K = normalised.to(relative) @ source.camera.K[0].double()
     rotation = K @ relative[:3, :3] @ torch.linalg.inv(reference.camera.K[0].double())
-    return Neighbour(source, rotation.float(), (K @ relative[:3, 3]).float())
+    return Neighbour(source, rotation.float(), tuple((K @ relative[:3, 3]).tolist()))
 
 
-def sample(image: Tensor, pixels: Tensor) -> Tensor:
-    """Bilinear values [...] of `image` [H, W] at `pixels` [..., 2], pixel centres at +0.5; borders repeat."""
-    height, width = image.shape
-    grid = pixels * (2 / torch.tensor([width, height], dtype=pixels.dtype, device=pixels.device)) - 1
-    flat = grid.reshape(1, 1, -1, 2)
-    return grid_sample(image[None, None], flat, padding_mode="border", align_corners=False).reshape(pixels.shape[:-1])
+def in_frame(places: Tensor) -> Tensor:
+    """Normalised places [..., 2] -> whether they lie in the photo [...]."""
+    return (places[..., 0].abs() <= 1) & (places[..., 1].abs() <= 1)
+
+
+def sample(image: Tensor, places: Tensor) -> Tensor:
+    """Bilinear values [...] of `image` [H, W] at normalised `places` [..., 2]; borders repeat."""
+    flat = places.reshape(1, 1, -1, 2)
+    return grid_sample(image[None, None], flat, padding_mode="border", align_corners=False).reshape(places.shape[:-1])
+
+
+def normalised(pixels: Tensor, width: int, height: int) -> Tensor:
+    """Pixels [..., 2], centres at +0.5 -> normalised places."""
+    return pixels * (2 / torch.tensor([width, height], dtype=pixels.dtype, device=pixels.device)) - 1
 
 
 def window_sum(x: Tensor, size: int) -> Tensor:

@@ -7,7 +7,7 @@ import logging
 import torch
 from torch import Tensor
 
-from recon.priors.matching import Photo, neighbour, sample
+from recon.priors.matching import Photo, in_frame, neighbour, normalised, sample
 from splat.points import PointCloud
 
 log = logging.getLogger(__name__)
@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 BEST_ANGLE_DEG = 12.0  # narrower triangulates badly, wider looks too different
 NARROW_DEG, WIDE_DEG = 6.0, 25.0  # how fast the preference falls on either side
 MAX_ANGLE_DEG = 75.0  # beyond, windows do not match any more
+WORTH_KEEPING = 0.25  # a neighbour this much worse than the best one only adds noise
 MARGIN = 1.25  # beyond the nearest and farthest known point
 FEW_POINTS = 20  # fewer sparse points in view than this say nothing about the range
 
@@ -70,14 +71,15 @@ def choose_neighbours(
         pixels, depth = photo.camera.project(probes)
         inside = _inside(pixels[0], depth[0], photo)
         if photo.mask is not None:
-            inside &= sample(photo.mask, pixels[0]) > 0.5
+            inside &= sample(photo.mask, normalised(pixels[0], *photo.gray.shape[::-1])) > 0.5
         to_other = torch.nn.functional.normalize(photo.camera.centers[0] - probes, dim=-1)
         angle = torch.rad2deg((to_reference * to_other).sum(-1).clamp(-1, 1).acos())
         softness = torch.where(angle < BEST_ANGLE_DEG, NARROW_DEG, WIDE_DEG)
         weight = torch.exp(-0.5 * ((angle - BEST_ANGLE_DEG) / softness) ** 2) * (angle < MAX_ANGLE_DEG)
         scores.append((float((weight * inside).mean()), j))
     scores.sort(key=lambda row: (-row[0], row[1]))
-    return [j for score, j in scores[:count] if score > 1e-3]
+    least = max(1e-3, WORTH_KEEPING * scores[0][0]) if scores else 0.0
+    return [j for score, j in scores[:count] if score > least]
 
 
 def _probes(photo: Photo, points: PointCloud | None, span: tuple[float, float]) -> Tensor:
@@ -111,26 +113,40 @@ def unproject(photo: Photo, pixels: Tensor, depth: Tensor) -> Tensor:
     return in_cam @ world_from_cam[:3, :3].T + world_from_cam[:3, 3]
 
 
-def hull_bounds(
-    photo: Photo, others: list[Photo], pixels: Tensor, span: tuple[float, float], samples: int = 96
-) -> tuple[Tensor, Tensor]:
-    """Inverse depth (low, high) [...] that the silhouettes of the other photos allow at reference `pixels` [..., 2].
+def hull_bounds(photo: Photo, others: list[Photo], span: tuple[float, float], samples: int = 64) -> tuple[Tensor, Tensor]:
+    """Inverse depth (low, high) [H, W] of the photo's pixels that the silhouettes of the others allow.
 
     A point outside another photo's silhouette, though inside its frame, is not on the subject. Where nothing is allowed,
-    low > high. Photos without a mask set no bound. Gaps between allowed stretches are not kept.
+    low > high. Photos without a mask set no bound. Gaps between allowed stretches are not kept. Found on every second
+    pixel and widened by one, since silhouettes are known to a pixel at best.
     """
-    near, far = span
-    inverse = torch.linspace(1 / far, 1 / near, samples, device=pixels.device)
-    step = float(inverse[1] - inverse[0])
-    shape = (samples,) + (1,) * (pixels.ndim - 1)
-    allowed = torch.ones((samples, *pixels.shape[:-1]), dtype=torch.bool, device=pixels.device)
-    for other in others:
-        if other.mask is None:
-            continue
-        where, inside = neighbour(photo, other).pixels(pixels, inverse.reshape(shape))
+    height, width = photo.gray.shape
+    far, near = 1 / span[1], 1 / span[0]
+    masked = [other for other in others if other.mask is not None]
+    if not masked:
+        return torch.full_like(photo.gray, far), torch.full_like(photo.gray, near)
+    v, u = torch.meshgrid(
+        torch.arange(0, height, 2, device=photo.gray.device) + 0.5,
+        torch.arange(0, width, 2, device=photo.gray.device) + 0.5,
+        indexing="ij",
+    )
+    subject = torch.ones_like(u, dtype=torch.bool) if photo.mask is None else photo.mask[::2, ::2] > 0.05
+    pixels = torch.stack([u, v], dim=-1)[subject]  # [P, 2]
+    inverse = torch.linspace(far, near, samples, device=pixels.device)
+    allowed = torch.ones((samples, len(pixels)), dtype=torch.bool, device=pixels.device)
+    for other in masked:
+        link = neighbour(photo, other)
+        places = link.warp(link.base(pixels), inverse[:, None])
         grown = torch.nn.functional.max_pool2d(other.mask[None, None], 3, stride=1, padding=1)[0, 0]
-        allowed &= ~inside | (sample(grown, where) > 0.5)
-    values = inverse.reshape(shape).expand(allowed.shape)
-    low = torch.where(allowed, values, torch.full_like(values, torch.inf)).amin(0) - step
-    high = torch.where(allowed, values, torch.full_like(values, -torch.inf)).amax(0) + step
-    return low.clamp_min(1 / far), high.clamp_max(1 / near)
+        allowed &= ~in_frame(places) | (sample(grown, places) > 0.5)
+    step = float(inverse[1] - inverse[0])
+    lowest = torch.where(allowed, inverse[:, None], torch.inf).amin(0) - step
+    highest = torch.where(allowed, inverse[:, None], -torch.inf).amax(0) + step
+
+    def full_size(values: Tensor) -> Tensor:  # the largest of the pixels around
+        sparse = torch.full(subject.shape, -torch.inf, device=values.device)
+        sparse[subject] = values
+        wide = torch.nn.functional.max_pool2d(sparse[None, None], 3, stride=1, padding=1)
+        return torch.nn.functional.interpolate(wide, (height, width), mode="nearest")[0, 0]
+
+    return (-full_size(-lowest)).clamp_min(far), full_size(highest).clamp_max(near)

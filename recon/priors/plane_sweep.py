@@ -17,7 +17,17 @@ from torch import Tensor
 
 from recon.consistency import Posed, agreement
 from recon.priors import DepthMap
-from recon.priors.matching import NOISE_VARIANCE, Neighbour, Photo, best_mean, neighbour, sample, window_sum
+from recon.priors.matching import (
+    NOISE_VARIANCE,
+    Neighbour,
+    Photo,
+    best_mean,
+    in_frame,
+    neighbour,
+    normalised,
+    sample,
+    window_sum,
+)
 from recon.priors.neighbours import choose_neighbours, depth_range, hull_bounds
 from recon.priors.semi_global import aggregate
 from splat.errors import InputError
@@ -140,8 +150,8 @@ def _match(
     height, width = half.gray.shape
     grid = _pixel_grid(height, width, half.gray.device)
     others = [halves[j] for j in range(len(halves)) if j != index]
-    low, high = hull_bounds(half, others, grid, span)
-    valid = (low < high) & torch.tensor(bool(chosen))
+    low, high = hull_bounds(half, others, span)
+    valid = (low < high) & bool(chosen)
     if half.mask is not None:
         valid &= half.mask > 0.5
     if not valid.any():
@@ -167,9 +177,9 @@ def _sweep(
     ys, xs = torch.nonzero(valid, as_tuple=True)
     box = (slice(int(ys.min()), int(ys.max()) + 1), slice(int(xs.min()), int(xs.max()) + 1))
     radius = config.window // 2
-    padded = _Padded.of(photo, box, radius)
+    padded = _Padded.of(photo, neighbours, box, radius)
     first, last = float(low[valid].min()), float(high[valid].max())
-    count = _plane_count(neighbours, padded.pixels, first, last, config.planes)
+    count = _plane_count(neighbours, padded.bases, first, last, config.planes)
     planes = torch.linspace(first, last, count, device=low.device)
     step = float(planes[1] - planes[0])
 
@@ -195,7 +205,7 @@ def _sweep(
 class _Padded:
     """The reference windows of a box of pixels, with what ZNCC needs of them."""
 
-    pixels: Tensor  # [h + 2r, w + 2r, 2]
+    bases: list[Tensor]  # per neighbour [3, h + 2r, w + 2r], see `Neighbour.base`
     gray: Tensor  # [h + 2r, w + 2r]
     weight: Tensor  # [h + 2r, w + 2r] 1 on the subject, 0 on the background and outside the photo
     total: Tensor  # [h, w] sum of weights in the window
@@ -203,7 +213,7 @@ class _Padded:
     variance: Tensor  # [h, w]
 
     @staticmethod
-    def of(photo: Photo, box: tuple[slice, slice], radius: int) -> _Padded:
+    def of(photo: Photo, neighbours: list[Neighbour], box: tuple[slice, slice], radius: int) -> _Padded:
         height, width = photo.gray.shape
         rows = torch.arange(box[0].start - radius, box[0].stop + radius, device=photo.gray.device)
         cols = torch.arange(box[1].start - radius, box[1].stop + radius, device=photo.gray.device)
@@ -216,7 +226,8 @@ class _Padded:
         mean = window_sum(weight * gray, size) / total
         variance = (window_sum(weight * gray * gray, size) / total - mean * mean).clamp_min(0)
         v, u = torch.meshgrid(rows + 0.5, cols + 0.5, indexing="ij")
-        return _Padded(torch.stack([u, v], dim=-1), gray, weight, total, mean, variance)
+        pixels = torch.stack([u, v], dim=-1)
+        return _Padded([n.base(pixels) for n in neighbours], gray, weight, total, mean, variance)
 
 
 def _window_costs(padded: _Padded, neighbours: list[Neighbour], planes: Tensor, size: int) -> Tensor:
@@ -224,28 +235,34 @@ def _window_costs(padded: _Padded, neighbours: list[Neighbour], planes: Tensor, 
     costs = []
     weighted = padded.weight * padded.gray
     r = size // 2
-    for source in neighbours:
-        pixels, inside = source.pixels(padded.pixels, planes[:, None, None])
-        values = sample(source.photo.gray, pixels) - 0.5  # [D, h + 2r, w + 2r]
+    for source, base in zip(neighbours, padded.bases):
+        places = source.warp(base, planes[:, None, None])
+        values = sample(source.photo.gray, places) - 0.5  # [D, h + 2r, w + 2r]
         w_values = padded.weight * values
         mean = window_sum(w_values, size) / padded.total
         variance = (window_sum(w_values * values, size) / padded.total - mean * mean).clamp_min(0)
         covariance = window_sum(weighted * values, size) / padded.total - padded.mean * mean
         zncc = covariance * ((padded.variance + NOISE_VARIANCE) * (variance + NOISE_VARIANCE)).rsqrt()
         height, width = zncc.shape[1:]
-        costs.append(torch.where(inside[:, r : r + height, r : r + width], (1 - zncc).clamp(0, 1), 1.0))
+        inside = in_frame(places[:, r : r + height, r : r + width])
+        costs.append(torch.where(inside, (1 - zncc).clamp(0, 1), 1.0))
     return torch.stack(costs)
 
 
-def _plane_count(neighbours: list[Neighbour], pixels: Tensor, first: float, last: float, most: int) -> int:
+def _plane_count(neighbours: list[Neighbour], bases: list[Tensor], first: float, last: float, most: int) -> int:
     """Enough planes that the median pixel moves by one pixel per plane in the neighbour where it moves most."""
-    thin = pixels[::8, ::8].reshape(-1, 2)
     longest = 0.0
-    for source in neighbours:
-        a, _ = source.pixels(thin, torch.tensor(first, device=thin.device))
-        b, _ = source.pixels(thin, torch.tensor(last, device=thin.device))
-        longest = max(longest, float((a - b).norm(dim=-1).median()))
+    for source, base in zip(neighbours, bases):
+        thin = base[:, ::8, ::8]
+        ends = [source.warp(thin, torch.tensor(w, device=thin.device)) for w in (first, last)]
+        longest = max(longest, float(_pixels_apart(*ends, source.photo).median()))
     return int(min(max(longest, 24), most))
+
+
+def _pixels_apart(a: Tensor, b: Tensor, photo: Photo) -> Tensor:
+    """Distance in pixels of normalised places [..., 2] of `photo`."""
+    height, width = photo.gray.shape
+    return torch.hypot((a - b)[..., 0] * (width / 2), (a - b)[..., 1] * (height / 2))
 
 
 def _parabola(costs: Tensor, at: Tensor) -> Tensor:
@@ -297,13 +314,15 @@ def _refine(
     """PatchMatch: try the planes of nearby pixels and small random changes, keep what matches better."""
     valid = surface.valid
     height, width = valid.shape
-    patches = _Patches.of(photo, grid[valid], config)
+    patches = _Patches.of(photo, neighbours, grid[valid], config)
     low, high = low[valid], high[valid]
     inverse, slope = surface.inverse.clone(), surface.slope.clone()
     best = min(config.best, len(neighbours))
 
     def score(inverse: Tensor, slope: Tensor) -> Tensor:
-        costs = torch.stack([_patch_costs(patches, source, inverse, slope) for source in neighbours])
+        costs = torch.stack(
+            [_patch_costs(patches, source, base, inverse, slope) for source, base in zip(neighbours, patches.bases)]
+        )
         return best_mean(costs, best) + ((inverse < low) | (inverse > high)) * REJECTED
 
     cost = score(inverse[valid], slope[valid])
@@ -318,7 +337,7 @@ def _refine(
 
     pitch = grid[1, 1] - grid[0, 0]  # full-size pixels per half-size pixel
     random = torch.Generator().manual_seed(config.seed)
-    change = _one_pixel(neighbours, grid[valid], inverse[valid])  # [P]
+    change = _one_pixel(patches, neighbours, inverse[valid])  # [P]
     for turn in range(config.rounds):
         reach = (1, 3, 2)[turn % 3]
         for dy, dx in ((0, reach), (0, -reach), (reach, 0), (-reach, 0)):
@@ -341,62 +360,64 @@ def _refine(
     return replace(surface, inverse=inverse, slope=slope, cost=full_cost)
 
 
-def _one_pixel(neighbours: list[Neighbour], pixels: Tensor, inverse: Tensor) -> Tensor:
+def _one_pixel(patches: _Patches, neighbours: list[Neighbour], inverse: Tensor) -> Tensor:
     """[P] the change of inverse depth that moves the match by one pixel in the neighbour where it moves most."""
-    delta = 1e-3 * inverse.abs().clamp_min(1e-9)
+    delta = 1e-3 * float(inverse.median())
     fastest = torch.zeros_like(inverse)
-    for source in neighbours:
-        a, inside = source.pixels(pixels, inverse)
-        b, _ = source.pixels(pixels, inverse + delta)
-        fastest = torch.maximum(fastest, torch.where(inside, (b - a).norm(dim=-1) / delta, 0.0))
-    return 1 / fastest.clamp_min(1e-3 / float(inverse.abs().max().clamp_min(1e-9)))
+    for source, base in zip(neighbours, patches.bases):
+        centre = base[:, len(patches.offsets) // 2]
+        here = source.warp(centre, inverse)
+        speed = _pixels_apart(here, source.warp(centre, inverse + delta), source.photo) / delta
+        fastest = torch.maximum(fastest, torch.where(in_frame(here), speed, 0.0))
+    return 1 / fastest.clamp_min(1e-3 / float(inverse.median()))
 
 
 @dataclass(frozen=True)
 class _Patches:
     """Weighted reference patches of P pixels, samples first: [S, P]."""
 
-    pixels: Tensor  # [P, 2]
+    bases: list[Tensor]  # per neighbour [3, S, P], see `Neighbour.base`
     offsets: Tensor  # [S, 2] full-size pixels
     weighted: Tensor  # [S, P] weight * (value - mean); weights sum to one over the patch
     weight: Tensor  # [S, P]
     variance: Tensor  # [P]
 
     @staticmethod
-    def of(photo: Photo, pixels: Tensor, config: PlaneSweepConfig) -> _Patches:
+    def of(photo: Photo, neighbours: list[Neighbour], pixels: Tensor, config: PlaneSweepConfig) -> _Patches:
         radius = config.patch // 2
         line = (torch.arange(config.patch, device=pixels.device) - radius) * config.patch_stride
         dy, dx = torch.meshgrid(line, line, indexing="ij")
         offsets = torch.stack([dx.flatten(), dy.flatten()], dim=-1)  # [S, 2]
-        places = pixels + offsets[:, None]  # [S, P, 2]
+        pixels = pixels + offsets[:, None]  # [S, P, 2]
+        height, width = photo.gray.shape
+        places = normalised(pixels, width, height)
         values = sample(photo.gray, places)
         # Samples of another brightness than the centre are likely of another surface (bilateral weights of PatchMatch Stereo).
-        weight = torch.exp(-(values - sample(photo.gray, pixels)).abs() / 0.15)
+        weight = torch.exp(-(values - values[len(offsets) // 2]).abs() / 0.15)
         if photo.mask is not None:
             weight = weight * sample(photo.mask, places)
-        height, width = photo.gray.shape
-        inside = (places[..., 0] >= 0) & (places[..., 0] <= width) & (places[..., 1] >= 0) & (places[..., 1] <= height)
-        weight = weight * inside + 1e-6
+        weight = weight * in_frame(places) + 1e-6
         weight = weight / weight.sum(0)
         centred = values - (weight * values).sum(0)
-        return _Patches(pixels, offsets, weight * centred, weight, (weight * centred * centred).sum(0))
+        bases = [n.base(pixels) for n in neighbours]
+        return _Patches(bases, offsets, weight * centred, weight, (weight * centred * centred).sum(0))
 
 
-def _patch_costs(patches: _Patches, source: Neighbour, inverse: Tensor, slope: Tensor, chunk: int = 4096) -> Tensor:
+def _patch_costs(
+    patches: _Patches, source: Neighbour, base: Tensor, inverse: Tensor, slope: Tensor, chunk: int = 4096
+) -> Tensor:
     """1 - ZNCC, capped at 1, of slanted patches in one neighbour: [P]. Out of its view costs 1."""
     costs = []
-    offsets = patches.offsets[:, None]
+    du, dv = patches.offsets[:, None].unbind(-1)
     for start in range(0, len(inverse), chunk):
         part = slice(start, start + chunk)
-        tilt = slope[part]
-        surface = inverse[part] + offsets[..., 0] * tilt[:, 0] + offsets[..., 1] * tilt[:, 1]  # [S, P]
-        pixels, inside = source.pixels(patches.pixels[part] + offsets, surface)
-        values = sample(source.photo.gray, pixels)
+        surface = inverse[part] + du * slope[part, 0] + dv * slope[part, 1]  # [S, P]
+        places = source.warp(base[:, :, part], surface)
+        values = sample(source.photo.gray, places)
         weight = patches.weight[:, part]
-        mean = (weight * values).sum(0)
-        values = values - mean
+        values = values - (weight * values).sum(0)
         variance = (weight * values * values).sum(0)
         covariance = (patches.weighted[:, part] * values).sum(0)
         zncc = covariance * ((patches.variance[part] + NOISE_VARIANCE) * (variance + NOISE_VARIANCE)).rsqrt()
-        costs.append(torch.where(inside[len(offsets) // 2], (1 - zncc).clamp(0, 1), 1.0))
+        costs.append(torch.where(in_frame(places[len(places) // 2]), (1 - zncc).clamp(0, 1), 1.0))
     return torch.cat(costs)
