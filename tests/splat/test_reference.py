@@ -81,7 +81,7 @@ class TestClosedForm:
         drawn = draw(Splats.cat(layers), identity_camera(dtype=F64))
         assert float(1 - drawn.alpha[0, 16, 16]) == pytest.approx(0.0004, rel=1e-4)
         assert float(drawn.rgb[0, 16, 16].sum()) == pytest.approx(0, abs=1e-6)
-        assert float(drawn.rgb[0, 0, 0, 0]) > 0.4  # away from the layers the one behind shows
+        assert float(drawn.rgb[0, 0, 0, 0]) > 0.3  # away from the layers the one behind shows
 
     @pytest.mark.parametrize(("z", "drawn_at_all"), [(0.0099, False), (0.0101, True)])
     def test_near_plane(self, z, drawn_at_all):
