@@ -35,11 +35,8 @@ def photos(options: commands.Photos, talk: Talk) -> int:
     from app.pipelines import photos_to_scene
 
     outcome = follow(photos_to_scene(options), talk)
-    report = outcome.report
-    for warning in report["warnings"] + report["fallbacks"]:
-        say(f"note: {warning}", talk)
-    say(_summary(outcome.out, report), talk)
-    emit("done", talk, out=str(outcome.out), skipped=outcome.skipped, report=report)
+    say(_summary(outcome.out, outcome.report), talk)
+    emit("done", talk, out=str(outcome.out), skipped=outcome.skipped, report=outcome.report)
     return DONE
 
 

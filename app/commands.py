@@ -67,6 +67,8 @@ class Photos(Job):
     """Folder of masks named like the photos (white is subject), or auto to cut the subject out."""
     max_side: int | None = None
     """Long side in px of the photos fitted to; the preset decides by default."""
+    steps: int | None = None
+    """Steps of the fit; the preset decides by default."""
     real_size: float | None = None
     """Longest side of the subject in metres; gives the result metric scale."""
     colmap_out: bool = False

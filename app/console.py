@@ -93,7 +93,7 @@ class _Live:
         self.tasks: dict[str, TaskID] = {}
 
     def __call__(self, event: Progress) -> None:
-        if event.stage in ("estimate", "notice"):
+        if event.stage in ("estimate", "notice"):  # sentences, not work
             self.bars.console.print(event.note)
             return
         if event.stage not in self.tasks:
@@ -111,7 +111,7 @@ class _PlainLines:
 
     def __call__(self, event: Progress) -> None:
         now = time.monotonic()
-        if event.stage in ("estimate", "notice"):
+        if event.stage in ("estimate", "notice"):  # sentences, not work
             complain(event.note)
             return
         fresh = event.stage != self.stage

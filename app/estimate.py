@@ -25,6 +25,7 @@ PARALLEL = 0.75  # of each further core that turns into speed
 
 BYTES_BASE = 700e6  # torch, pycolmap, networks
 BYTES_PER_PIXEL = 12 * 4  # float32 RGB photo at feature size, its undistorted copy and the fit's
+BYTES_PER_DECODED_PIXEL = 12  # 3 as decoded, 3 converted, room to scale
 BYTES_PER_GAUSSIAN = 59 * 4 * 4 * 2  # value, gradient, two Adam moments, renderer's records
 
 
@@ -67,6 +68,11 @@ def clock(seconds: float) -> str:
         return f"{max(round(seconds), 1)} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def decodable_pixels(budget: int) -> int:
+    """The largest photo to decode within `budget` bytes: its 8-bit and its float copy, and what scaling it takes."""
+    return int(max(budget - BYTES_BASE, 0) / BYTES_PER_DECODED_PIXEL)
 
 
 def parse_bytes(text: str) -> int:

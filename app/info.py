@@ -43,16 +43,20 @@ def facts() -> dict[str, Any]:
 
     from app.report import versions
     from splat.errors import BackendUnavailable
-    from splat.render import BACKENDS, backend, pick_backend
+    from splat.render import BACKENDS, backend, native, pick_backend
 
     cuda = torch.cuda.is_available()
     renderers = {}
     for name in BACKENDS:
         try:
             backend(name)
-            renderers[name] = "available" if name != "gsplat" or cuda else "needs an NVIDIA GPU"
+            renderers[name] = "available"
         except (BackendUnavailable, ImportError) as error:
             renderers[name] = str(error)
+    if not cuda:
+        renderers["gsplat"] = "needs an NVIDIA GPU"
+    if not native.available():
+        renderers["native"] = "needs a C++ compiler"
     device = "cuda" if cuda else "cpu"
     return {
         "device": device,

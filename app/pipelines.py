@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from app.commands import Photos
-from app.estimate import BYTES_BASE, BYTES_PER_PIXEL, Estimate, estimate_photos, parse_bytes
+from app.estimate import BYTES_BASE, BYTES_PER_PIXEL, Estimate, decodable_pixels, estimate_photos, parse_bytes
 from app.machine import Place, colour, pick_place
 from app.presets import PRESETS, Preset
 from app.report import InputFile, Licence, Report, read_report, write_report
@@ -73,8 +73,7 @@ def photos_to_scene(options: Photos) -> Generator[Progress, None, Outcome]:
         yield Progress("notice", 1, 1, f"{out} is complete already; it is left as it is.")
         return Outcome(out, read_report(out), skipped=True)
     plan = plan_photos(options)
-    for notice in (*plan.notices, *plan.place.fallbacks):
-        yield Progress("notice", 1, 1, notice)
+    yield from _notices(*plan.notices, *plan.place.fallbacks)
     what = f"{len(plan.photos)} photos, preset {options.preset}, on {plan.place.device} with the {plan.place.renderer} renderer"
     values = {"seconds": plan.estimate.seconds, "memory": plan.estimate.memory}
     yield Progress("estimate", 1, 1, plan.estimate.sentence(what), values=values)
@@ -103,7 +102,10 @@ def plan_photos(options: Photos) -> Plan:
         raise InputError(f"--max-side {options.max_side} leaves too little to see; give at least 64.")
     if options.real_size is not None and not options.real_size > 0:
         raise InputError(f"--real-size {options.real_size} is no size; give the subject's longest side in metres.")
+    if options.steps is not None and options.steps < 1:
+        raise InputError(f"--steps {options.steps} fits nothing; give 1 or more.")
     background, place, preset = colour(options.background), pick_place(options.device, options.threads), PRESETS[options.preset]
+    preset = dataclasses.replace(preset, steps=options.steps or preset.steps)
     given = options.poses != "auto"
     poses = Path(options.poses)
     if given and not poses.exists():
@@ -113,7 +115,7 @@ def plan_photos(options: Photos) -> Plan:
         max_side=max(fit_side, 0 if given else preset.feature_side),
         max_photos=0 if given else PhotoConfig.max_photos,  # posed photos cost no matching, and each helps
         masks=options.masks or "",
-        max_pixels=int(min(MAX_PIXELS, max(budget - BYTES_BASE, 0) / 12)),  # decoded, converted and scaled at once
+        max_pixels=min(MAX_PIXELS, decodable_pixels(budget)),
     )
     found = read_photos(options.inputs, config)
     if given:
@@ -173,6 +175,7 @@ def _photos_work(plan: Plan, work: WorkFolder, watch: Stopwatch) -> Generator[Pr
     recon_config = _reconstruct_config(plan)
     fit_config = FitConfig(
         steps=preset.steps,
+        checkpoint_every=max(10, min(250, preset.steps // 4)),
         sh_degree=preset.sh_degree,
         max_gaussians=preset.max_gaussians,
         memory_budget=plan.fit_memory,
@@ -197,6 +200,8 @@ def _photos_work(plan: Plan, work: WorkFolder, watch: Stopwatch) -> Generator[Pr
         return load_stage(path, types)
 
     scene = yield from saved("reconstruction", _reconstructed(plan.photos, recon_config))
+    unplaced = [f"{name} could not be placed: {reason}" for name, reason in scene.reasons.items()]
+    yield from _notices(*scene.warnings, *unplaced, *scene.fallbacks)
     train = [v.to(place.device) for v in scene.train]
     fitted = yield from saved(
         "fit", fit(train, scene.initial.to(place.device), fit_config, work.state / "fit_checkpoint.safetensors")
@@ -229,13 +234,12 @@ def _photos_work(plan: Plan, work: WorkFolder, watch: Stopwatch) -> Generator[Pr
     watch.split()
     heldout_names = {name for v in scene.heldout for name in v.names}
     placed = {name for v in (*scene.train, *scene.heldout) for name in v.names}
-    reasons = scene.reasons
-    unplaced = [f"{name} could not be placed: {reason}" for name, reason in reasons.items()]
     report = write_report(
         Report(
             command="photos",
             inputs=[
-                InputFile(p.name, p.sha256, p.name in placed, reasons.get(p.name), p.name in heldout_names) for p in plan.photos
+                InputFile(p.name, p.sha256, p.name in placed, scene.reasons.get(p.name), p.name in heldout_names)
+                for p in plan.photos
             ],
             scale=scene.scale,
             result_from_input=scene.result_from_input,
@@ -257,6 +261,12 @@ def _photos_work(plan: Plan, work: WorkFolder, watch: Stopwatch) -> Generator[Pr
     work.publish(keep_state=not options.compact)
     yield Progress("files", 1, 1, f"{options.out} is complete")
     return Outcome(Path(options.out), report)
+
+
+def _notices(*sentences: str) -> Iterator[Progress]:
+    """What the user should know although the job goes on."""
+    for sentence in sentences:
+        yield Progress("notice", 1, 1, sentence)
 
 
 def _reconstructed(photos: tuple, config: Any) -> Generator[Progress, None, Any]:

@@ -88,24 +88,35 @@ def begin(out: Path, job: dict[str, Any], *, resume: bool) -> WorkFolder:
         resume = False  # nothing to continue: an ordinary run
     if resume:
         _check_same_job(partial, job)
-    created = not partial.exists()
+    created = not os.path.lexists(partial)
     try:
         partial.mkdir(parents=True, exist_ok=True)
         lock = _locked(partial)
-        if not resume:
-            for path in partial.iterdir():
-                if path.name != "lock":
-                    _remove(path)
-        (partial / "state").mkdir(exist_ok=True)
-        if not resume:
-            write_atomic(partial / "job.json", json.dumps(job, indent=1).encode())
-        _remove(partial / "result")
-        (partial / "result").mkdir()
+        try:
+            _lay_out(partial, job, resume)
+        except BaseException:
+            lock.close()
+            raise
     except OSError as error:
-        if created:
+        if created and partial.is_dir():
             _remove(partial)
         raise InputError(f"{out.parent} cannot be written ({error.strerror}); give another --out.") from error
     return WorkFolder(out, partial, lock)
+
+
+def _lay_out(partial: Path, job: dict[str, Any], resume: bool) -> None:
+    state, result = partial / "state", partial / "result"
+    if resume:
+        if (result / "state").is_dir() and not state.exists():  # killed while the result was put in place
+            os.replace(result / "state", state)
+        _remove(result)
+    else:
+        for path in partial.iterdir():
+            if path.name != "lock":
+                _remove(path)
+        write_atomic(partial / "job.json", json.dumps(job, indent=1).encode())
+    state.mkdir(exist_ok=True)
+    result.mkdir()
 
 
 def write_atomic(path: Path, data: bytes) -> None:

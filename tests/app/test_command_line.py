@@ -1,0 +1,121 @@
+"""Parsing, help and exit statuses of the command line, without running a job."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tyro
+
+from app import __main__ as entry
+from app import commands
+from app.tooltips import tooltips
+
+ROOT = Path(__file__).parents[2]
+
+
+def parsed(*words: str):
+    return tyro.cli(commands.Command, args=list(words), config=(tyro.conf.FlagCreatePairsOff,))
+
+
+def test_help_is_quick_and_imports_no_torch():
+    code = (
+        "import sys\n"
+        "from app.__main__ import main\n"
+        "try:\n    main(['--help'])\n"
+        "except SystemExit as end:\n    assert end.code == 0\n"
+        "heavy = {'torch', 'numpy', 'cv2', 'pycolmap', 'open3d', 'gradio', 'kornia', 'av'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+    )
+    times = []
+    for _ in range(2):  # the second run has compiled modules
+        started = time.monotonic()
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        times.append(time.monotonic() - started)
+        assert done.returncode == 0, done.stderr
+    assert min(times) < 1.5
+    for name in ("photos", "demo", "export", "render", "check", "eval", "info", "ui"):
+        assert name in done.stdout
+
+
+def test_photos_takes_the_documented_options():
+    options = parsed(
+        *"photos a b.jpg --out R --poses t.json --holdout 8 --masks auto --max-side 300 --real-size 0.2 --colmap-out".split(),
+        *"--preset draft --device cpu --threads 2 --seed 7 --memory-budget 2GB --resume --overwrite --quiet --json".split(),
+        *"--background black --compact".split(),
+    )
+    assert options == commands.Photos(
+        inputs=(Path("a"), Path("b.jpg")), out=Path("R"), poses="t.json", holdout=8, masks="auto", max_side=300, real_size=0.2,
+        colmap_out=True, preset="draft", device="cpu", threads=2, seed=7, memory_budget="2GB", resume=True, overwrite=True,
+        quiet=True, json=True, background="black", compact=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "photos a", "photos a --out R --preset best", "photos a --out R --nonsense", "paint a", "", "render a", "eval a",
+        "photos a --out R --seed one",
+    ],
+)  # fmt: skip
+def test_a_command_that_does_not_parse_exits_with_2(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        entry.main(words.split())
+    assert end.value.code == 2
+    assert capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("--holdout 1", "--holdout 1"), ("--holdout -2", "--holdout -2"), ("--max-side 3", "--max-side 3"),
+        ("--real-size 0", "--real-size"), ("--real-size nan", "--real-size"), ("--memory-budget lots", "'lots'"),
+        ("--memory-budget 0GB", "0GB"), ("--background pink", "pink"), ("--background 1,2,300", "1,2,300"),
+        ("--poses nowhere.json", "nowhere.json"), ("--threads 0", "--threads 0"), ("--steps 0", "--steps 0"),
+        ("--masks nowhere", "nowhere"),
+    ],
+)  # fmt: skip
+def test_an_impossible_option_is_one_sentence_and_nothing_is_written(option, told, capture, tmp_path, capsys):
+    status = entry.main(["photos", str(capture.photos), "--out", str(tmp_path / "R"), *option.split()])
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert status == 2
+    assert told in errors[-1] and errors[-1].endswith(".")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_is_also_an_event(tmp_path, capsys):
+    status = entry.main(["photos", str(tmp_path), "--out", str(tmp_path / "R"), "--json"])
+    event = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (status, event["event"], event["status"]) == (2, "error", 2)
+    assert event["message"]
+
+
+def test_an_interrupt_exits_with_130(monkeypatch, capsys, tmp_path):
+    def interrupted(options):
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr("app.pipelines.photos_to_scene", interrupted)
+    (tmp_path / "R.partial").mkdir()
+    assert entry.main(["photos", "x", "--out", str(tmp_path / "R")]) == 130
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_info_tells_device_weights_and_licences(capsys):
+    assert entry.main(["info", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["renderer"] in told["renderers"]
+    assert {"XFeat features", "LighterGlue matcher"} <= {w["name"] for w in told["weights"]}
+    assert all(w["licence"] and Path(w["path"]).is_file() for w in told["weights"])
+    assert entry.main(["info"]) == 0
+    assert "Apache-2.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [commands.Photos, commands.Render, commands.Eval, commands.Export, commands.Check])
+def test_every_option_has_a_help_text(command):
+    texts = tooltips(command)
+    assert {f.name for f in dataclasses.fields(command)} <= set(texts)
+    assert all(text.endswith(".") for text in texts.values())
