@@ -161,7 +161,7 @@ class MCMCDensify(NoDensify):
             return None
         n, device = len(splats), splats.means.device
         dead = splats.opacities <= DEAD
-        target = max(min(cap, int(n * (1 + self.growth))), min(n, cap))
+        target = max(n, min(cap, int(n * (1 + self.growth))))  # never fewer than there are
         rows = torch.cat([dead.nonzero().squeeze(-1), torch.full((target - n,), -1, device=device)])
         if len(rows) == 0 or bool(dead.all()):
             return None
