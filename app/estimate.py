@@ -20,7 +20,7 @@ SECONDS_PER_STEP_100K = 0.020
 SECONDS_PER_FRAME_MEGAPIXEL = 0.5  # turntable
 SECONDS_MESH = 8.0
 REFERENCE_SLOWDOWN = 40.0  # of the plain PyTorch renderer against the native one
-GPU_SPEEDUP = 12.0  # of fit, stereo and renders on a data-centre GPU
+GPU_SPEEDUP = 40.0  # of fit, stereo and renders on a data-centre GPU against one core
 PARALLEL = 0.75  # of each further core that turns into speed
 
 BYTES_BASE = 700e6  # torch, pycolmap, networks

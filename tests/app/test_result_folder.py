@@ -4,10 +4,10 @@ import errno
 import os
 
 import pytest
-from splat.errors import InputError, StoppedLate
 
 from app import result_folder
 from app.result_folder import begin, check_out, disk_errors_as_sentences, is_complete, write_atomic
+from splat.errors import InputError, StoppedLate
 
 JOB = {"seed": 0, "inputs": [["a.jpg", "00"]]}
 

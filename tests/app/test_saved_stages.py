@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from app.saved_stages import load_stage, save_stage
 from splat.cameras import Cameras
 from splat.errors import InputError
 from splat.similarity import Similarity
 from splat.views import Views
-
-from app.saved_stages import load_stage, save_stage
 
 
 @dataclass(frozen=True)
