@@ -84,6 +84,12 @@ def normalised(pixels: Tensor, width: int, height: int) -> Tensor:
     return pixels * (2 / torch.tensor([width, height], dtype=pixels.dtype, device=pixels.device)) - 1
 
 
+def pixels_apart(a: Tensor, b: Tensor, photo: Photo) -> Tensor:
+    """Distance in pixels of normalised places [..., 2] of `photo`."""
+    height, width = photo.gray.shape
+    return torch.hypot((a - b)[..., 0] * (width / 2), (a - b)[..., 1] * (height / 2))
+
+
 def window_sum(x: Tensor, size: int) -> Tensor:
     """Sums over size x size windows of the last two dimensions: [..., H, W] -> [..., H - size + 1, W - size + 1].
 

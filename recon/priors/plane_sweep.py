@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -24,20 +24,20 @@ from recon.priors.matching import (
     best_mean,
     in_frame,
     neighbour,
-    normalised,
+    pixels_apart,
     sample,
     window_sum,
 )
 from recon.priors.neighbours import choose_neighbours, depth_range, hull_bounds
+from recon.priors.patch_match import REJECTED, PatchMatchConfig, refine
 from recon.priors.semi_global import aggregate
+from recon.priors.surface import Surface, carried, fitted_slopes, spanned
 from splat.errors import InputError
 from splat.points import PointCloud
 from splat.progress import Progress
 from splat.views import Views
 
 log = logging.getLogger(__name__)
-
-REJECTED = 2.0  # the cost of an inverse depth that the silhouettes forbid; ZNCC costs lie in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,12 @@ class PlaneSweepConfig:
     window: int = 5  # px of the half-size photo, odd
     small_step: float = 0.03  # semi-global price of a step by one plane, in units of ZNCC
     large_step: float = 0.25  # semi-global price of a jump
-    rounds: int = 3  # PatchMatch rounds
-    patch: int = 5  # PatchMatch samples per side, odd
-    patch_stride: float = 1.5  # px between samples
+    rounds: int = 3  # PatchMatch rounds after the sweep
+    exchanges: int = 2  # how often photos then take over each other's planes
+    exchange_rounds: int = 2  # PatchMatch rounds after each
+    sure: float = 0.3  # confidence from which planes are passed on
+    patches: PatchMatchConfig = field(default_factory=PatchMatchConfig)
     tolerance: float = 0.01  # two depths agree when they differ by less than this share
-    seed: int = 0
 
 
 def estimate_depths(
@@ -65,32 +66,62 @@ def estimate_depths(
 
     `points` (sparse, same world) bound the depths; without them the cameras do. Confidence combines the match, its
     uniqueness, and how many other maps agree; a photo without a useful neighbour gets an empty map. Raises `InputError`
-    when fewer than two views have cameras. Deterministic under `config.seed`; not differentiable.
+    when fewer than two views have cameras. Deterministic not differentiable.
     """
     config = config or PlaneSweepConfig()
     photos, names = _photos(views, config.max_side, torch.device(device))
     if len(photos) < 2:
         raise InputError(f"stereo needs at least 2 placed photos, got {len(photos)}; add photos of the same subject.")
     halves = [_half(p) for p in photos]
-    surfaces: list[_Surface] = []
+    chosen: list[list[int]] = []
+    surfaces: list[Surface] = []
+    total = (1 + config.exchanges) * len(photos)
     for i, photo in enumerate(photos):
         others = [p for j, p in enumerate(photos) if j != i]
         span = depth_range(photo, others, points)
-        chosen = choose_neighbours(i, photos, points, span, config.neighbours)
-        yield Progress("prior", i, len(photos), f"{names[i]} against {len(chosen)} neighbours")
-        if not chosen:
+        chosen.append(choose_neighbours(i, photos, points, span, config.neighbours))
+        yield Progress("prior", i, total, f"{names[i]} against {len(chosen[i])} neighbours")
+        if not chosen[i]:
             log.warning("no photo overlaps %s enough for stereo", names[i])
-        surfaces.append(_match(i, photos, halves, chosen, span, config))
+        others = [h for j, h in enumerate(halves) if j != i]
+        surface = _first_surface(halves[i], others, [halves[j] for j in chosen[i]], span, config)
+        surfaces.append(_refined(i, photos, chosen[i], surface, config.rounds, config))
+    for turn in range(1, config.exchanges + 1):
+        before = list(surfaces)  # every photo sees the same state of the others
+        for i in range(len(photos)):
+            yield Progress("prior", turn * len(photos) + i, total, f"{names[i]}: planes of its neighbours")
+            surfaces[i] = _exchanged(i, photos, halves, chosen[i], before, config)
     posed = [Posed(DepthMap(n, s.depth(), s.confidence()), h.camera) for n, s, h in zip(names, surfaces, halves)]
     maps = []
     for i, own in enumerate(posed):
         support = agreement(i, posed, config.tolerance).support
-        maps.append(replace(own.map, confidence=own.map.confidence * _trust(support, len(posed))))
-    yield Progress("prior", len(photos), len(photos), f"depth for {len(photos)} photos")
+        maps.append(replace(own.map, confidence=own.map.confidence * _trust(support)))
+    yield Progress("prior", total, total, f"depth for {len(photos)} photos")
     return maps
 
 
-def _trust(support: Tensor, views: int) -> Tensor:
+def _refined(
+    index: int, photos: list[Photo], chosen: list[int], surface: Surface, rounds: int, config: PlaneSweepConfig, **more
+) -> Surface:
+    if not surface.valid.any():
+        return surface
+    return refine(photos[index], [neighbour(photos[index], photos[j]) for j in chosen], surface, rounds, config.patches, **more)
+
+
+def _exchanged(
+    index: int, photos: list[Photo], halves: list[Photo], chosen: list[int], surfaces: list[Surface], config: PlaneSweepConfig
+) -> Surface:
+    """Refined with the planes that its neighbours found, and with planes spanned between its own sure pixels."""
+    surface, half = surfaces[index], halves[index]
+    offers = []
+    for j in chosen:
+        sure = surfaces[j].valid & (surfaces[j].confidence() > config.sure)
+        offers.append(carried(surfaces[j], halves[j].camera, sure, half.camera))
+    guess = spanned(surface, surface.valid & (surface.confidence() > config.sure), half.camera.K[0])
+    return _refined(index, photos, chosen, surface, config.exchange_rounds, config, offers=offers, guess=guess)
+
+
+def _trust(support: Tensor) -> Tensor:
     """Share of the confidence that a point keeps, by how many other views agree with it."""
     table = torch.tensor([0.4, 0.85, 1.0], device=support.device)
     return table[support.long().clamp_max(2)]
@@ -124,55 +155,23 @@ def _half(photo: Photo) -> Photo:
     return Photo(_resized(photo.gray, width, height), mask, photo.camera.resized(width, height))
 
 
-@dataclass(frozen=True)
-class _Surface:
-    """The state of one photo's surface on the half-size grid: a plane per pixel, in inverse depth."""
-
-    inverse: Tensor  # [h, w] inverse depth at the pixel centre
-    slope: Tensor  # [h, w, 2] change of inverse depth per full-size pixel along u and v
-    cost: Tensor  # [h, w] 1 - ZNCC in [0, 1]
-    distinct: Tensor  # [h, w] in [0, 1]: how far the second-best stretch of the sweep stays behind
-    valid: Tensor  # [h, w]
-
-    def depth(self) -> Tensor:
-        return torch.where(self.valid, 1 / self.inverse.clamp_min(1e-12), 0.0)
-
-    def confidence(self) -> Tensor:
-        """[h, w]: a ZNCC of 0.4 is chance, 0.9 is sure; an ambiguous sweep halves it."""
-        match = ((0.6 - self.cost) / 0.5).clamp(0, 1)
-        return torch.where(self.valid, match * (0.5 + 0.5 * self.distinct), 0.0)
-
-
-def _match(
-    index: int, photos: list[Photo], halves: list[Photo], chosen: list[int], span: tuple[float, float], config: PlaneSweepConfig
-) -> _Surface:
-    photo, half = photos[index], halves[index]
-    height, width = half.gray.shape
-    grid = _pixel_grid(height, width, half.gray.device)
-    others = [halves[j] for j in range(len(halves)) if j != index]
+def _first_surface(
+    half: Photo, others: list[Photo], chosen: list[Photo], span: tuple[float, float], config: PlaneSweepConfig
+) -> Surface:
+    """The sweep's surface of one half-size photo; nowhere valid when nothing can be matched."""
     low, high = hull_bounds(half, others, span)
     valid = (low < high) & bool(chosen)
     if half.mask is not None:
         valid &= half.mask > 0.5
-    if not valid.any():
-        nothing = torch.zeros(height, width, device=grid.device)
-        return _Surface(nothing, nothing[..., None].repeat(1, 1, 2), nothing + 1, nothing, valid)
-    surface = _sweep(half, [neighbour(half, halves[j]) for j in chosen], low, high, valid, config)
-    if config.rounds:
-        scale = torch.tensor([photo.gray.shape[1] / width, photo.gray.shape[0] / height], device=grid.device)
-        surface = _refine(photo, [neighbour(photo, photos[j]) for j in chosen], grid * scale, surface, low, high, config)
-    return surface
-
-
-def _pixel_grid(height: int, width: int, device: torch.device) -> Tensor:
-    """[H, W, 2] pixel centres (u, v)."""
-    v, u = torch.meshgrid(torch.arange(height, device=device) + 0.5, torch.arange(width, device=device) + 0.5, indexing="ij")
-    return torch.stack([u, v], dim=-1)
+    if valid.any():
+        return _sweep(half, [neighbour(half, other) for other in chosen], low, high, valid, config)
+    zero = torch.zeros_like(low)
+    return Surface(zero, torch.stack([zero, zero], dim=-1), zero + 1, zero, valid, low, high)
 
 
 def _sweep(
     photo: Photo, neighbours: list[Neighbour], low: Tensor, high: Tensor, valid: Tensor, config: PlaneSweepConfig
-) -> _Surface:
+) -> Surface:
     """The first surface: every plane, every pixel of the box round the valid ones, smoothed."""
     ys, xs = torch.nonzero(valid, as_tuple=True)
     box = (slice(int(ys.min()), int(ys.max()) + 1), slice(int(xs.min()), int(xs.max()) + 1))
@@ -197,8 +196,7 @@ def _sweep(
     cost[box] = volume.gather(0, at[None])[0].clamp_max(1)
     distinct = torch.zeros_like(low)
     distinct[box] = _distinct(volume, at)
-    slope = _slopes(inverse, valid) / 2  # the full-size pixel is half as wide
-    return _Surface(inverse, slope, cost, distinct, valid)
+    return Surface(inverse, fitted_slopes(inverse, valid), cost, distinct, valid, low, high)
 
 
 @dataclass(frozen=True)
@@ -255,14 +253,8 @@ def _plane_count(neighbours: list[Neighbour], bases: list[Tensor], first: float,
     for source, base in zip(neighbours, bases):
         thin = base[:, ::8, ::8]
         ends = [source.warp(thin, torch.tensor(w, device=thin.device)) for w in (first, last)]
-        longest = max(longest, float(_pixels_apart(*ends, source.photo).median()))
+        longest = max(longest, float(pixels_apart(*ends, source.photo).median()))
     return int(min(max(longest, 24), most))
-
-
-def _pixels_apart(a: Tensor, b: Tensor, photo: Photo) -> Tensor:
-    """Distance in pixels of normalised places [..., 2] of `photo`."""
-    height, width = photo.gray.shape
-    return torch.hypot((a - b)[..., 0] * (width / 2), (a - b)[..., 1] * (height / 2))
 
 
 def _parabola(costs: Tensor, at: Tensor) -> Tensor:
@@ -283,141 +275,3 @@ def _distinct(volume: Tensor, at: Tensor) -> Tensor:
     elsewhere = torch.where(here, 1.0, volume.clamp_max(1)).amin(0)
     chosen = torch.where(here, volume, 1.0).amin(0)
     return ((elsewhere - chosen) / 0.3).clamp(0, 1)
-
-
-def _slopes(inverse: Tensor, valid: Tensor) -> Tensor:
-    """[h, w, 2] slope of inverse depth per half-size pixel: least-squares planes through 5 x 5 windows of valid pixels."""
-    size, pad = 5, 2
-    weight = torch.nn.functional.pad(valid.float(), (pad,) * 4)
-    values = torch.nn.functional.pad(torch.where(valid, inverse, 0.0), (pad,) * 4)
-    grid = _pixel_grid(*weight.shape, weight.device)
-    total = window_sum(weight, size).clamp_min(1e-6)
-    mean = window_sum(values, size) / total
-    slopes = []
-    for coordinate in grid.unbind(-1):
-        centre = window_sum(weight * coordinate, size) / total
-        spread = window_sum(weight * coordinate * coordinate, size) / total - centre * centre
-        joint = window_sum(values * coordinate, size) / total - centre * mean
-        slopes.append(torch.where(spread > 0.1, joint / spread.clamp_min(0.1), 0.0))
-    return torch.stack(slopes, dim=-1)
-
-
-def _refine(
-    photo: Photo,
-    neighbours: list[Neighbour],
-    grid: Tensor,
-    surface: _Surface,
-    low: Tensor,
-    high: Tensor,
-    config: PlaneSweepConfig,
-) -> _Surface:
-    """PatchMatch: try the planes of nearby pixels and small random changes, keep what matches better."""
-    valid = surface.valid
-    height, width = valid.shape
-    patches = _Patches.of(photo, neighbours, grid[valid], config)
-    low, high = low[valid], high[valid]
-    inverse, slope = surface.inverse.clone(), surface.slope.clone()
-    best = min(config.best, len(neighbours))
-
-    def score(inverse: Tensor, slope: Tensor) -> Tensor:
-        costs = torch.stack(
-            [_patch_costs(patches, source, base, inverse, slope) for source, base in zip(neighbours, patches.bases)]
-        )
-        return best_mean(costs, best) + ((inverse < low) | (inverse > high)) * REJECTED
-
-    cost = score(inverse[valid], slope[valid])
-
-    def offer(new_inverse: Tensor, new_slope: Tensor) -> None:
-        nonlocal cost
-        new_cost = score(new_inverse, new_slope)
-        better = new_cost < cost
-        cost = torch.where(better, new_cost, cost)
-        inverse[valid] = torch.where(better, new_inverse, inverse[valid])
-        slope[valid] = torch.where(better[:, None], new_slope, slope[valid])
-
-    pitch = grid[1, 1] - grid[0, 0]  # full-size pixels per half-size pixel
-    random = torch.Generator().manual_seed(config.seed)
-    change = _one_pixel(patches, neighbours, inverse[valid])  # [P]
-    for turn in range(config.rounds):
-        reach = (1, 3, 2)[turn % 3]
-        for dy, dx in ((0, reach), (0, -reach), (reach, 0), (-reach, 0)):
-            rows = (torch.arange(height, device=grid.device) - dy).clamp(0, height - 1)[:, None]
-            cols = (torch.arange(width, device=grid.device) - dx).clamp(0, width - 1)[None]
-            from_slope = slope[rows, cols][valid]
-            moved = torch.stack([dx * pitch[0], dy * pitch[1]])
-            from_inverse = inverse[rows, cols][valid] + (from_slope * moved).sum(-1)
-            known = valid[rows, cols].expand(height, width)[valid]
-            offer(torch.where(known, from_inverse, inverse[valid]), torch.where(known[:, None], from_slope, slope[valid]))
-        for size in (1.0, 0.4):
-            size = size * 0.6**turn
-            noise = (torch.rand(3, len(change), generator=random) * 2 - 1).to(change)
-            offer(
-                inverse[valid] + size * change * noise[0],
-                slope[valid] + (0.3 * size * change * noise[1:]).T,
-            )
-    full_cost = torch.ones_like(surface.cost)
-    full_cost[valid] = cost.clamp_max(1)
-    return replace(surface, inverse=inverse, slope=slope, cost=full_cost)
-
-
-def _one_pixel(patches: _Patches, neighbours: list[Neighbour], inverse: Tensor) -> Tensor:
-    """[P] the change of inverse depth that moves the match by one pixel in the neighbour where it moves most."""
-    delta = 1e-3 * float(inverse.median())
-    fastest = torch.zeros_like(inverse)
-    for source, base in zip(neighbours, patches.bases):
-        centre = base[:, len(patches.offsets) // 2]
-        here = source.warp(centre, inverse)
-        speed = _pixels_apart(here, source.warp(centre, inverse + delta), source.photo) / delta
-        fastest = torch.maximum(fastest, torch.where(in_frame(here), speed, 0.0))
-    return 1 / fastest.clamp_min(1e-3 / float(inverse.median()))
-
-
-@dataclass(frozen=True)
-class _Patches:
-    """Weighted reference patches of P pixels, samples first: [S, P]."""
-
-    bases: list[Tensor]  # per neighbour [3, S, P], see `Neighbour.base`
-    offsets: Tensor  # [S, 2] full-size pixels
-    weighted: Tensor  # [S, P] weight * (value - mean); weights sum to one over the patch
-    weight: Tensor  # [S, P]
-    variance: Tensor  # [P]
-
-    @staticmethod
-    def of(photo: Photo, neighbours: list[Neighbour], pixels: Tensor, config: PlaneSweepConfig) -> _Patches:
-        radius = config.patch // 2
-        line = (torch.arange(config.patch, device=pixels.device) - radius) * config.patch_stride
-        dy, dx = torch.meshgrid(line, line, indexing="ij")
-        offsets = torch.stack([dx.flatten(), dy.flatten()], dim=-1)  # [S, 2]
-        pixels = pixels + offsets[:, None]  # [S, P, 2]
-        height, width = photo.gray.shape
-        places = normalised(pixels, width, height)
-        values = sample(photo.gray, places)
-        # Samples of another brightness than the centre are likely of another surface (bilateral weights of PatchMatch Stereo).
-        weight = torch.exp(-(values - values[len(offsets) // 2]).abs() / 0.15)
-        if photo.mask is not None:
-            weight = weight * sample(photo.mask, places)
-        weight = weight * in_frame(places) + 1e-6
-        weight = weight / weight.sum(0)
-        centred = values - (weight * values).sum(0)
-        bases = [n.base(pixels) for n in neighbours]
-        return _Patches(bases, offsets, weight * centred, weight, (weight * centred * centred).sum(0))
-
-
-def _patch_costs(
-    patches: _Patches, source: Neighbour, base: Tensor, inverse: Tensor, slope: Tensor, chunk: int = 4096
-) -> Tensor:
-    """1 - ZNCC, capped at 1, of slanted patches in one neighbour: [P]. Out of its view costs 1."""
-    costs = []
-    du, dv = patches.offsets[:, None].unbind(-1)
-    for start in range(0, len(inverse), chunk):
-        part = slice(start, start + chunk)
-        surface = inverse[part] + du * slope[part, 0] + dv * slope[part, 1]  # [S, P]
-        places = source.warp(base[:, :, part], surface)
-        values = sample(source.photo.gray, places)
-        weight = patches.weight[:, part]
-        values = values - (weight * values).sum(0)
-        variance = (weight * values * values).sum(0)
-        covariance = (patches.weighted[:, part] * values).sum(0)
-        zncc = covariance * ((patches.variance[part] + NOISE_VARIANCE) * (variance + NOISE_VARIANCE)).rsqrt()
-        costs.append(torch.where(in_frame(places[len(places) // 2]), (1 - zncc).clamp(0, 1), 1.0))
-    return torch.cat(costs)
