@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,7 +156,10 @@ def fit(
             track_means2d=config.densify.needs_means2d,
             threads=config.threads,
         )
-        rendering = render(splats, cameras, options, config.backend)
+        try:
+            rendering = render(splats, cameras, options, config.backend)
+        except InputError as error:  # the last step's gradient made numbers that the renderer refuses
+            raise _diverged(step, config) from error
         image, truth = rendering.rgb, view.images[i, None]
         if config.exposure:
             image = image * (1 + exposures[photo, 0]) + exposures[photo, 1] * rendering.alpha[..., None]
@@ -173,6 +175,8 @@ def fit(
             loss = loss + config.opacity_regulariser * splats.opacities.mean()
         if config.scale_regulariser:
             loss = loss + config.scale_regulariser * splats.scales.mean() / extent
+        if not bool(loss.detach().isfinite()):
+            raise _diverged(step, config)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         if config.densify.needs_means2d:
@@ -193,8 +197,6 @@ def fit(
 
         if step % config.report_every == 0 or step == config.steps:
             value = float(psnr(image.detach(), truth).mean())
-            if not math.isfinite(float(loss.detach())):
-                raise StoppedLate(f"The fit diverged at step {step} of {config.steps}; try --preset draft or another --seed.")
             running = value if running is None else 0.9 * running + 0.1 * value
             values = {"psnr": running, "loss": float(photo_loss.detach()), "gaussians": len(parameters["means"])}
             if state is not None and (step % config.checkpoint_every == 0 or step == config.steps):
@@ -267,6 +269,10 @@ def _optimiser(
         groups.append({"params": [poses], "lr": config.lr_poses, "name": "poses"})
     # eps as in 3DGS: gradients of single Gaussians are far below Adam's default of 1e-8.
     return torch.optim.Adam(groups, eps=1e-15, fused=True)
+
+
+def _diverged(step: int, config: FitConfig) -> StoppedLate:
+    return StoppedLate(f"The fit diverged at step {step} of {config.steps}; try --preset draft or another --seed.")
 
 
 def _decayed(start: float, end: float, fraction: float) -> float:
