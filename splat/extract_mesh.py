@@ -173,7 +173,7 @@ def _fused(views: list, low: Tensor, high: Tensor, voxel: float, config: MeshCon
         limits = (1.0, float(kept.max()) * 1.01, config.truncation)  # units of the depth, farthest, truncation in voxels
         blocks = grid.compute_unique_block_coordinates(picture, K, pose, *limits)
         grid.integrate(blocks, picture, colour, K, K, pose, *limits)
-    surface = grid.extract_triangle_mesh(weight_threshold=1.0)
+    surface = grid.extract_triangle_mesh(weight_threshold=0.5)  # one view is enough
     if "indices" not in surface.triangle or not len(surface.triangle.indices):
         raise StoppedLate("The depth of the splats does not agree between views, so no mesh can be made; fit longer.")
     return Mesh(
