@@ -10,11 +10,11 @@ import hashlib
 import importlib.metadata
 import json
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ from app.saved_stages import load_stage, save_stage
 from app.stopwatch import StageCost, Stopwatch
 from splat.errors import BackendUnavailable, InputError, StoppedLate
 from splat.progress import Progress
+
+if TYPE_CHECKING:
+    from splat.mesh import Mesh
 
 T = TypeVar("T")
 
@@ -185,7 +188,7 @@ def _photos_work(plan: Plan, work: WorkFolder, watch: Stopwatch) -> Generator[Pr
         threads=place.threads,
         exposure=True,
     )
-    mesh_config = MeshConfig()
+    mesh_config = MeshConfig(max_faces=preset.mesh_faces)
 
     # Every stage goes on from what it saved, so that a resumed run computes with the same bits as an undisturbed one.
     def saved(name: str, stage: Generator[Progress, None, T]) -> Generator[Progress, None, T]:
@@ -206,9 +209,10 @@ def _photos_work(plan: Plan, work: WorkFolder, watch: Stopwatch) -> Generator[Pr
     fitted = yield from saved(
         "fit", fit(train, scene.initial.to(place.device), fit_config, work.state / "fit_checkpoint.safetensors")
     )
-    mesh = yield from saved("mesh", _as_stage("mesh", lambda: extract_mesh(fitted.splats, fitted.cameras, mesh_config)))
-
     splats = fitted.splats.to(place.device)
+    masks = [v.masks for v in scene.train]
+    mesh, no_mesh = yield from saved("mesh", _meshed(lambda: extract_mesh(splats, fitted.cameras, mesh_config, masks)))
+    yield from _notices(*no_mesh)
     posed = [dataclasses.replace(v, cameras=c) for v, c in zip(scene.train, fitted.cameras)]
     train_quality, train_pairs = yield from _measured(splats, posed, background, fitted.exposures, place)
     facts = {k: float(v) for k, v in scene.facts.items()}
@@ -247,11 +251,11 @@ def _photos_work(plan: Plan, work: WorkFolder, watch: Stopwatch) -> Generator[Pr
             device=place.device,
             backend=place.renderer,
             gaussians=len(fitted.splats),
-            mesh_faces=len(mesh.faces),
+            mesh_faces=0 if mesh is None else len(mesh.faces),
             stages=list(watch.costs.values()),
             train=train_quality,
             holdout=holdout_quality,
-            warnings=[*plan.notices, *scene.warnings, *unplaced],
+            warnings=[*plan.notices, *scene.warnings, *unplaced, *no_mesh],
             fallbacks=[*place.fallbacks, *scene.fallbacks],
             licences=_licences(solved=options.poses == "auto"),
             facts=facts,
@@ -296,14 +300,15 @@ def _measured(splats, views, background, exposures, place) -> Generator[Progress
     return (yield from measure(splats, views, background, exposures, place.threads))
 
 
-def _as_stage(name: str, work) -> Generator[Progress, None, Any]:
-    """A plain call as a stage of one step."""
-    yield Progress(name, 0, 1)
-    result = work()
-    if isinstance(result, Generator):
-        result = yield from result
-    yield Progress(name, 1, 1)
-    return result
+def _meshed(extract: Callable[[], Mesh]) -> Generator[Progress, None, tuple[Mesh | None, tuple[str, ...]]]:
+    """The mesh, or the sentence why the splats show no surface: they are a result without it."""
+    yield Progress("mesh", 0, 1)
+    try:
+        mesh, reasons = extract(), ()
+    except StoppedLate as error:
+        mesh, reasons = None, (f"There is no mesh: {error}",)
+    yield Progress("mesh", 1, 1, f"{len(mesh.faces):,} triangles" if mesh else "no surface found")
+    return mesh, reasons
 
 
 def _write_pictures(plan: Plan, folder: Path, splats, cameras, pairs) -> Generator[Progress, None, None]:
@@ -331,7 +336,8 @@ def _write_scene(folder: Path, splats, mesh, train, heldout) -> None:
     from splat.io.meshes import save_mesh
 
     save(splats, folder / "scene.ply")
-    save_mesh(mesh, folder / "mesh.glb")
+    if mesh is not None:
+        save_mesh(mesh, folder / "mesh.glb")
     write_transforms(folder / "cameras.json", [v.cameras for v in train], [name for v in train for name in v.names])
     if heldout:
         names = [name for v in heldout for name in v.names]

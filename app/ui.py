@@ -174,10 +174,10 @@ def _finished(outcome: Outcome) -> dict[str, Any]:
         "status": "".join(f"<p>{html.escape(line)}</p>" for line in lines),
         "preview": None,
         "splats": str(out / "scene.ply"),
-        "mesh": str(out / "mesh.glb"),
+        "mesh": str(out / "mesh.glb") if report["mesh_faces"] else None,
         "turntable": str(out / "turntable.mp4"),
         "sheet": str(out / "preview.png"),
-        "downloads": [str(out / name) for name in DOWNLOADS],
+        "downloads": [str(out / name) for name in DOWNLOADS if (out / name).exists()],
         "report": report,
     }
 

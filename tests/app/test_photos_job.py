@@ -35,16 +35,16 @@ def test_the_result_folder_is_complete(result):
     assert report["metrics"]["train"]["n"] == 6 and report["metrics"]["holdout"]["n"] == 2
     assert report["gaussians"] == len(load(result / "scene.ply"))
     assert {"prior", "fit", "mesh", "turntable"} <= {s["name"] for s in report["stages"]}
-    assert json.loads((result / "config.json").read_text())["fit"]["steps"] == 60
+    assert json.loads((result / "config.json").read_text())["fit"]["steps"] == 150
 
 
 def test_the_events_tell_estimate_progress_and_end(result):
     events = [json.loads(line) for line in (result.parent / "events.jsonl").read_text().splitlines()]
-    assert [e["stage"] for e in events if e["event"] == "progress"][0] in ("estimate", "notice")
+    assert next(e["stage"] for e in events if e["event"] == "progress") in ("estimate", "notice")
     estimate = next(e for e in events if e.get("stage") == "estimate")
     assert estimate["values"]["seconds"] > 0 and estimate["values"]["memory"] > 1e8
     fit = [e for e in events if e.get("stage") == "fit"]
-    assert fit[-1]["step"] == fit[-1]["total"] == 60 and fit[-1]["values"]["psnr"] > 5
+    assert fit[-1]["step"] == fit[-1]["total"] == 150 and fit[-1]["values"]["psnr"] > 5
     assert events[-1]["report"]["status"] == "done"
 
 

@@ -1,4 +1,4 @@
-"""Eight 64 x 48 photos round a ball of coloured blobs with their poses: cheap enough for whole runs of the job."""
+"""Eight 64 x 48 photos along a quarter turn round a ball of coloured blobs with their poses: cheap enough for whole runs of the job."""
 
 import sys
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from splat.io.images import save_image
 from splat.render import RenderOptions, render
 
 ROOT = Path(__file__).parents[2]
-QUICK = ["--preset", "draft", "--steps", "60", "--max-side", "64", "--threads", "1"]  # options of a run of a few seconds
+QUICK = ["--preset", "draft", "--steps", "150", "--max-side", "64", "--threads", "1"]  # options of a run of a few seconds
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,15 @@ def make_capture(folder: Path) -> Capture:
     photos = folder / "photos"
     photos.mkdir()
     g = torch.Generator().manual_seed(3)
-    n = 150
+    n = 900
     splats = Splats(
         means=0.5 * torch.nn.functional.normalize(torch.randn(n, 3, generator=g), dim=-1),
         quats=torch.randn(n, 4, generator=g),
-        log_scales=torch.full((n, 3), -2.6),
-        opacity_logits=torch.full((n,), 3.0),
+        log_scales=torch.full((n, 3), -3.0),
+        opacity_logits=torch.full((n,), 5.0),
         sh=torch.randn(n, 1, 3, generator=g),
     )
-    cameras = Cameras.orbit(8, 2.0, 20.0, 45.0, 64, 48)
+    cameras = Cameras.cat([Cameras.orbit(1, 2.0, 20.0, 45.0, 64, 48, azimuth_deg=15.0 * i) for i in range(8)])
     with torch.no_grad():
         images = render(splats, cameras, RenderOptions(background=torch.ones(3)), "reference").rgb
     names = [f"photo_{i}.png" for i in range(8)]
