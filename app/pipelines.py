@@ -242,8 +242,11 @@ def _photos_work(plan: Plan, work: WorkFolder, watch: Stopwatch) -> Generator[Pr
         Report(
             command="photos",
             inputs=[
-                InputFile(p.name, p.sha256, p.name in placed, scene.reasons.get(p.name), p.name in heldout_names)
-                for p in plan.photos
+                *(
+                    InputFile(p.name, p.sha256, p.name in placed, scene.reasons.get(p.name), p.name in heldout_names)
+                    for p in plan.photos
+                ),
+                *(InputFile(name, None, False, reason) for name, reason in plan.skipped),
             ],
             scale=scene.scale,
             result_from_input=scene.result_from_input,

@@ -22,9 +22,9 @@ VERSIONS_OF = ("splatsmith", "torch", "numpy", "pycolmap", "open3d", "gsplat", "
 @dataclass(frozen=True)
 class InputFile:
     name: str
-    sha256: str
+    sha256: str | None  # None for a file that was not used
     placed: bool
-    reason: str | None  # why it was not placed, or None
+    reason: str | None  # why it was not placed or not used, or None
     holdout: bool = False
 
 

@@ -1,4 +1,4 @@
-"""Eight 64 x 48 photos along a quarter turn round a ball of coloured blobs with their poses: cheap enough for whole runs of the job."""
+"""Eight posed 64 x 48 photos, 15 degrees apart, of a ball of coloured blobs: cheap enough for whole runs of the job."""
 
 import sys
 from dataclasses import dataclass

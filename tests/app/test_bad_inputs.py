@@ -1,0 +1,182 @@
+"""Whatever a user may hand in: one clear sentence, the right status, and nothing at the output path."""
+
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_capture import QUICK
+
+from app import __main__ as entry
+from splat.io.images import save_image
+
+
+def photo(path: Path, seed: int, width: int = 96, height: int = 64) -> Path:
+    noise = torch.rand(1, 3, 8, 12, generator=torch.Generator().manual_seed(seed))
+    image = torch.nn.functional.interpolate(noise, (height, width), mode="bilinear")[0].permute(1, 2, 0)
+    save_image(path, image)
+    return path
+
+
+def refused(capsys, folder: Path, *words: object, status: int = 2) -> str:
+    """Run `photos`; returns the sentence after checking that it is one and that nothing was written."""
+    out = folder / "out" / "R"
+    assert entry.main(["photos", *map(str, words), "--out", str(out), "--quiet"]) == status
+    errors = capsys.readouterr().err.strip()
+    assert "Traceback" not in errors
+    sentence = errors.splitlines()[-1]
+    assert sentence.endswith(".") and len(sentence) < 600
+    assert not out.exists()
+    if status == 2:
+        assert not out.parent.exists()
+    return sentence
+
+
+def test_an_empty_folder(tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    assert "no picture" in refused(capsys, tmp_path, tmp_path / "photos")
+
+
+def test_a_folder_that_does_not_exist(tmp_path, capsys):
+    assert "does not exist" in refused(capsys, tmp_path, tmp_path / "nowhere")
+
+
+def test_no_input_at_all(tmp_path, capsys):
+    assert "no photos" in refused(capsys, tmp_path)
+
+
+def test_one_photo(tmp_path, capsys):
+    assert "1 photo" in refused(capsys, tmp_path, photo(tmp_path / "a.jpg", 0))
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(b"", "0 bytes"), (b"dear diary, today I saw a fox\n" * 50, "not a JPEG"), (None, "damaged")],
+    ids=["0-byte", "text named .jpg", "truncated"],
+)
+def test_damaged_files(tmp_path, capsys, content, told):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(3):
+        file = photo(folder / f"{i}.jpg", i)
+        file.write_bytes(
+            file.read_bytes()[:700] + bytes([i]) if content is None else content + bytes([32 + i] * (len(content) > 0))
+        )
+    assert told in refused(capsys, tmp_path, folder)
+
+
+def test_one_damaged_file_among_good_ones_is_reported_and_left_out(tmp_path, capsys, capture):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for file in capture.photos.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 and no more")
+    words = ["photos", str(folder), "--poses", str(capture.poses), "--out", str(tmp_path / "R"), *QUICK, "--steps", "5"]
+    assert entry.main(words) == 0
+    assert "broken.jpg" in capsys.readouterr().err
+    report = json.loads((tmp_path / "R" / "report.json").read_text())
+    assert any("broken.jpg" in warning for warning in report["warnings"])
+    assert len(report["inputs"]) == 9 and not report["inputs"][-1]["placed"]
+
+
+def test_a_picture_of_40000_pixels_a_side_costs_no_memory(tmp_path, capsys):
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(2):
+        header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
+        data = (
+            b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000 + i))) + chunk(b"IEND", b"")
+        )
+        (folder / f"{i}.png").write_bytes(data)
+    assert "40000 x 40000" in refused(capsys, tmp_path, folder)
+
+
+def test_copies_of_one_photo(tmp_path, capsys):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(3):
+        photo(folder / f"{i}.png", 7)
+    assert "copy" in refused(capsys, tmp_path, folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda frame: frame["transform_matrix"][0].__setitem__(0, float("nan")), "NaN"),
+        (lambda frame: frame["transform_matrix"][0].__setitem__(0, 7.0), "rigid"),
+        (lambda frame: frame.__setitem__("transform_matrix", [[1, 0, 0, 0]] * 4), ""),
+        (lambda frame: frame.__setitem__("file_path", "../../etc/passwd"), "outside"),
+        (lambda frame: frame.__setitem__("file_path", "/etc/passwd"), "outside"),
+        (lambda frame: frame.pop("transform_matrix"), "transform_matrix"),
+    ],
+    ids=["nan", "not rigid", "rank 1", "escape", "absolute", "missing"],
+)
+def test_bad_given_poses(tmp_path, capsys, capture, change, told):
+    content = json.loads(capture.poses.read_text())
+    change(content["frames"][2])
+    poses = tmp_path / "transforms.json"
+    poses.write_text(json.dumps(content))
+    assert told in refused(capsys, tmp_path, capture.photos, "--poses", poses)
+
+
+def test_poses_of_other_photos(tmp_path, capsys, capture):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(3):
+        photo(folder / f"other_{i}.png", i)
+    refused(capsys, tmp_path, folder, "--poses", capture.poses)
+
+
+def test_a_memory_budget_too_small_for_the_photos(tmp_path, capsys, capture):
+    assert "--memory-budget" in refused(capsys, tmp_path, capture.photos, "--memory-budget", "720MB")
+
+
+def test_an_output_folder_below_a_file(tmp_path, capsys, capture):
+    (tmp_path / "out").write_text("a file")
+    status = entry.main(["photos", str(capture.photos), "--poses", str(capture.poses), "--out", str(tmp_path / "out" / "R")])
+    assert status == 2
+    assert "cannot be written" in capsys.readouterr().err
+    assert (tmp_path / "out").read_text() == "a file"
+
+
+def test_an_output_folder_without_permission(tmp_path, capsys, capture, monkeypatch):
+    """As root no folder refuses, so the refusal is simulated where the system would give it."""
+
+    def refuse(self, *more, **options):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert "Permission denied" in refused(capsys, tmp_path, capture.photos, "--poses", capture.poses)
+
+
+def test_photos_that_cannot_work_stop_late_and_leave_no_result(tmp_path, capsys):
+    """Textureless photos: found by the pose solver, after work began."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(3):
+        save_image(folder / f"{i}.png", torch.full((64, 96, 3), 0.3 + 0.1 * i))
+    refused(capsys, tmp_path, folder, status=4)
+
+
+@pytest.mark.parametrize("broken", ["counts", "huge", "nan"])
+def test_damaged_scene_files(tmp_path, capsys, result, broken):
+    data = (result / "scene.ply").read_bytes()
+    head, body = data.split(b"end_header\n", 1)
+    scene = tmp_path / "scene.ply"
+    if broken == "counts":
+        body = body[:-10]
+    elif broken == "huge":
+        count = head.split(b"element vertex ")[1].split(b"\n")[0]
+        head = head.replace(b"element vertex " + count, b"element vertex 99999999999999")
+    else:
+        body = struct.pack("<f", float("nan")) + body[4:]
+    scene.write_bytes(head + b"end_header\n" + body)
+    for words in (["export", scene, "--to", tmp_path / "copy.ply"], ["render", scene, "--to", tmp_path / "picture.png"]):
+        assert entry.main(list(map(str, words))) == 2
+        assert capsys.readouterr().err.strip().endswith(".")
+    assert [p.name for p in tmp_path.iterdir()] == ["scene.ply"]
