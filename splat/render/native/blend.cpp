@@ -1,0 +1,265 @@
+// Front-to-back compositing of one tile at a time ("3D Gaussian Splatting", Kerbl et al. 2023, eq. 3), and its gradient.
+//
+// A vector holds one block of pixels. The backward pass goes front to back too: it repeats the forward pass's decisions and
+// keeps, per pixel, what is still to come of sum_i w_i q_i, where q_i is the upstream gradient of Gaussian i's weight.
+#include <algorithm>
+
+#include "scene.h"
+#include "threads.h"
+
+namespace splatsmith {
+namespace {
+
+struct Offsets {  // of the pixels of a block from the tile's corner
+    V x[COLUMNS], y[STRIPS];
+    Offsets() {
+        for (int l = 0; l < LANES; ++l) {
+            for (int k = 0; k < COLUMNS; ++k) x[k][l] = k * BLOCK_WIDTH + l % BLOCK_WIDTH + 0.5f;
+            for (int k = 0; k < STRIPS; ++k) y[k][l] = k * BLOCK_HEIGHT + l / BLOCK_WIDTH + 0.5f;
+        }
+    }
+};
+
+struct Window {  // a tile's part of the image
+    int x0, y0, width, height;
+    Window(const View& view, int64_t tile)
+        : x0(int(tile % view.tiles_x) * TILE),
+          y0(int(tile / view.tiles_x) * TILE),
+          width(std::min(TILE, view.width - x0)),
+          height(std::min(TILE, view.height - y0)) {}
+};
+
+// Where pixel (x, y) of a tile is in an array of blocks.
+inline int lane_of(int x, int y) {
+    return ((y / BLOCK_HEIGHT) * COLUMNS + x / BLOCK_WIDTH) * LANES + (y % BLOCK_HEIGHT) * BLOCK_WIDTH + x % BLOCK_WIDTH;
+}
+
+inline V log2_alpha(const Record& g, V dx, V dy) {
+    V along_x = fma(splat(g.xx), dx, splat(g.xy) * dy);
+    V along_y = fma(splat(g.yy) * dy, dy, splat(g.log2_opacity));
+    return fma(along_x, dx, along_y);
+}
+
+// The transmittance of a finished pixel, and of a lane outside the image, carries a minus sign.
+struct Step {
+    V alpha;         // before the clamp to ALPHA_MAX
+    V weight;        // 0 where not composited
+    V transmittance; // afterwards
+    Mask composited;
+    bool finished_some;
+};
+
+// One Gaussian over one block; false when it leaves the block as it was.
+inline bool composite(V power, V T, Step& step) {
+    Mask visible = both(le(splat(LOG2_ALPHA_MIN), power), lt(V{}, T));
+    if (!any(visible)) return false;
+    step.alpha = exp2(power);
+    V weight = min(step.alpha, splat(ALPHA_MAX)) * T;
+    V after = T - weight;
+    step.composited = both(visible, lt(splat(TRANSMITTANCE_MIN), after));
+    step.weight = keep(step.composited, weight);
+    Mask finished = first_only(visible, step.composited);
+    step.transmittance = select(step.composited, after, T);
+    step.finished_some = any(finished);
+    if (step.finished_some) step.transmittance = select(finished, -T, step.transmittance);
+    return true;
+}
+
+// Blocks with a pixel that is not finished.
+inline Bits open_blocks(const V* T) {
+    Bits open = 0;
+    for (int b = 0; b < BLOCKS; ++b) open |= (Bits)((Bits)any(lt(V{}, T[b])) << b);
+    return open;
+}
+
+inline void start(const Window& window, V* T) {
+    alignas(64) float lanes[BLOCKS * LANES];
+    for (int y = 0; y < TILE; ++y)
+        for (int x = 0; x < TILE; ++x) lanes[lane_of(x, y)] = x < window.width && y < window.height ? 1.0f : -1.0f;
+    for (int b = 0; b < BLOCKS; ++b) T[b] = load(lanes + b * LANES);
+}
+
+inline int lowest(Bits b) { return __builtin_ctzll((unsigned long long)b); }
+
+void blend_tile(const View& view, const CameraState& state, const Offsets& offsets, int64_t tile, const float* background, float* rgb,
+                float* alpha, float* depth) {
+    Window window(view, tile);
+    V T[BLOCKS], R[BLOCKS] = {}, G[BLOCKS] = {}, B[BLOCKS] = {}, D[BLOCKS] = {};
+    start(window, T);
+    Bits open = open_blocks(T);
+    uint32_t end = state.tile_start[tile + 1];
+    for (uint32_t e = state.tile_start[tile]; e < end && open; ++e) {
+        if (e + 6 < end) __builtin_prefetch(&state.records[state.entries[e + 6].gaussian]);
+        const Entry& entry = state.entries[e];
+        Bits blocks = entry.blocks & open;
+        if (!blocks) continue;
+        const Record& g = state.records[entry.gaussian];
+        V left = splat(window.x0 - g.x), top = splat(window.y0 - g.y);
+        V r = splat(g.r), gr = splat(g.g), bl = splat(g.b), z = splat(g.z);
+        do {
+            int b = lowest(blocks);
+            blocks &= blocks - 1;
+            Step step;
+            if (!composite(log2_alpha(g, offsets.x[b % COLUMNS] + left, offsets.y[b / COLUMNS] + top), T[b], step)) continue;
+            T[b] = step.transmittance;
+            R[b] = fma(step.weight, r, R[b]);
+            G[b] = fma(step.weight, gr, G[b]);
+            B[b] = fma(step.weight, bl, B[b]);
+            D[b] = fma(step.weight, z, D[b]);
+            if (step.finished_some && !any(lt(V{}, step.transmittance))) open &= (Bits) ~((Bits)1 << b);
+        } while (blocks);
+    }
+
+    V bg_r = V{}, bg_g = V{}, bg_b = V{};
+    if (background) bg_r = splat(background[0]), bg_g = splat(background[1]), bg_b = splat(background[2]);
+    for (int b = 0; b < BLOCKS; ++b) {
+        T[b] = abs(T[b]);
+        R[b] = fma(T[b], bg_r, R[b]);
+        G[b] = fma(T[b], bg_g, G[b]);
+        B[b] = fma(T[b], bg_b, B[b]);
+        T[b] = 1.0f - T[b];
+    }
+    const float *pr = (const float*)R, *pg = (const float*)G, *pb = (const float*)B, *pd = (const float*)D, *pa = (const float*)T;
+    for (int y = 0; y < window.height; ++y) {
+        size_t at = size_t(window.y0 + y) * view.width + window.x0;
+        for (int x = 0; x < window.width; ++x, ++at) {
+            int l = lane_of(x, y);
+            rgb[3 * at] = pr[l];
+            rgb[3 * at + 1] = pg[l];
+            rgb[3 * at + 2] = pb[l];
+            alpha[at] = pa[l];
+            depth[at] = pd[l];
+        }
+    }
+}
+
+struct Pixels {  // the upstream gradients of a tile, and the running suffix
+    V r[BLOCKS], g[BLOCKS], b[BLOCKS], z[BLOCKS], suffix[BLOCKS];
+};
+
+// Returns the sums of T_final * v_rgb for the background's gradient.
+void load_upstream(const View& view, const Window& window, const float* rgb, const float* alpha, const float* depth,
+                   const Upstream& up, Pixels& pixels, double* v_background) {
+    alignas(64) float r[BLOCKS * LANES] = {}, g[BLOCKS * LANES] = {}, b[BLOCKS * LANES] = {}, z[BLOCKS * LANES] = {};
+    alignas(64) float suffix[BLOCKS * LANES] = {};
+    float total_r = 0, total_g = 0, total_b = 0;
+    for (int y = 0; y < window.height; ++y) {
+        size_t at = size_t(window.y0 + y) * view.width + window.x0;
+        for (int x = 0; x < window.width; ++x, ++at) {
+            int l = lane_of(x, y);
+            float left_over = 1.0f - alpha[at], s = 0;
+            if (up.rgb) {
+                r[l] = up.rgb[3 * at], g[l] = up.rgb[3 * at + 1], b[l] = up.rgb[3 * at + 2];
+                s = rgb[3 * at] * r[l] + rgb[3 * at + 1] * g[l] + rgb[3 * at + 2] * b[l];
+                total_r += left_over * r[l], total_g += left_over * g[l], total_b += left_over * b[l];
+            }
+            if (up.depth) z[l] = up.depth[at], s += depth[at] * z[l];
+            if (up.alpha) s -= left_over * up.alpha[at];
+            suffix[l] = s;
+        }
+    }
+    for (int k = 0; k < BLOCKS; ++k) {
+        pixels.r[k] = load(r + k * LANES), pixels.g[k] = load(g + k * LANES), pixels.b[k] = load(b + k * LANES);
+        pixels.z[k] = load(z + k * LANES), pixels.suffix[k] = load(suffix + k * LANES);
+    }
+    if (v_background) v_background[0] = total_r, v_background[1] = total_g, v_background[2] = total_b;
+}
+
+template <bool with_depth>
+void blend_tile_backward(const View& view, const CameraState& state, const Offsets& offsets, int64_t tile, Pixels& pixels,
+                         float* slots) {
+    Window window(view, tile);
+    V T[BLOCKS];
+    start(window, T);
+    Bits open = open_blocks(T);
+    uint32_t e = state.tile_start[tile], end = state.tile_start[tile + 1];
+    for (; e < end && open; ++e) {
+        if (e + 6 < end) {
+            __builtin_prefetch(&state.records[state.entries[e + 6].gaussian]);
+            __builtin_prefetch(slots + 10 * size_t(state.entries[e + 6].slot), 1);
+        }
+        const Entry& entry = state.entries[e];
+        float* slot = slots + 10 * size_t(entry.slot);
+        Bits blocks = entry.blocks & open;
+        const Record& g = state.records[entry.gaussian];
+        V left = splat(window.x0 - g.x), top = splat(window.y0 - g.y);
+        V red = splat(g.r), green = splat(g.g), blue = splat(g.b), z = splat(g.z);
+        V sums[10] = {};
+        bool any_composited = false;
+        while (blocks) {
+            int b = lowest(blocks);
+            blocks &= blocks - 1;
+            Step step;
+            V dx = offsets.x[b % COLUMNS] + left, dy = offsets.y[b / COLUMNS] + top;
+            if (!composite(log2_alpha(g, dx, dy), T[b], step)) continue;
+            T[b] = step.transmittance;
+            if (step.finished_some && !any(lt(V{}, step.transmittance))) open &= (Bits) ~((Bits)1 << b);
+            if (!any(step.composited)) continue;
+            any_composited = true;
+
+            V q = fma(red, pixels.r[b], fma(green, pixels.g[b], blue * pixels.b[b]));
+            if (with_depth) q = fma(z, pixels.z[b], q);
+            V own = step.weight * q;
+            V suffix = pixels.suffix[b] - own;
+            pixels.suffix[b] = suffix;
+            // dL/dalpha = T q - suffix / (1 - alpha); times alpha for dL/d ln(alpha). The clamp to ALPHA_MAX stops it.
+            V ratio = step.alpha * reciprocal(max(1.0f - step.alpha, splat(1.0f - ALPHA_MAX)));
+            Mask moves = both(step.composited, le(step.alpha, splat(ALPHA_MAX)));
+            V v = keep(moves, fma(-suffix, ratio, own));
+            V vx = v * dx, vy = v * dy;
+            sums[0] += v;
+            sums[1] += vx;
+            sums[2] += vy;
+            sums[3] = fma(vx, dx, sums[3]);
+            sums[4] = fma(vx, dy, sums[4]);
+            sums[5] = fma(vy, dy, sums[5]);
+            sums[6] = fma(step.weight, pixels.r[b], sums[6]);
+            sums[7] = fma(step.weight, pixels.g[b], sums[7]);
+            sums[8] = fma(step.weight, pixels.b[b], sums[8]);
+            if (with_depth) sums[9] = fma(step.weight, pixels.z[b], sums[9]);
+        }
+        if (any_composited)
+            sums10(sums, slot);
+        else
+            std::memset(slot, 0, 10 * sizeof(float));
+    }
+    for (; e < end; ++e) std::memset(slots + 10 * size_t(state.entries[e].slot), 0, 10 * sizeof(float));
+}
+
+const Offsets& offsets() {
+    static const Offsets table;
+    return table;
+}
+
+}  // namespace
+
+void blend(const View& view, int threads, const CameraState& state, const float* background, float* rgb, float* alpha, float* depth) {
+    const Offsets& table = offsets();
+    parallel(threads, int64_t(view.tiles_x) * view.tiles_y,
+             [&](int64_t tile) { blend_tile(view, state, table, tile, background, rgb, alpha, depth); });
+}
+
+void blend_backward(const View& view, int threads, const CameraState& state, Scratch& scratch, const float* rgb, const float* alpha,
+                    const float* depth, const Upstream& upstream, float* v_background) {
+    const Offsets& table = offsets();
+    int64_t tiles = int64_t(view.tiles_x) * view.tiles_y;
+    float* slots = scratch.slots.reserve(size_t(state.pair_count) * 10);
+    if (v_background) scratch.partial.reserve(3 * tiles);
+    parallel(threads, tiles, [&](int64_t tile) {
+        Pixels pixels;
+        load_upstream(view, Window(view, tile), rgb, alpha, depth, upstream, pixels,
+                      v_background ? scratch.partial.data() + 3 * tile : nullptr);
+        if (upstream.depth)
+            blend_tile_backward<true>(view, state, table, tile, pixels, slots);
+        else
+            blend_tile_backward<false>(view, state, table, tile, pixels, slots);
+    });
+    if (v_background) {
+        double total[3] = {};
+        for (int64_t t = 0; t < tiles; ++t)
+            for (int k = 0; k < 3; ++k) total[k] += scratch.partial[3 * t + k];
+        for (int k = 0; k < 3; ++k) v_background[k] = (float)total[k];
+    }
+}
+
+}  // namespace splatsmith

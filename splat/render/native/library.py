@@ -1,0 +1,124 @@
+"""The compiled kernels as Python sees them: structures of scene.h and ssim.h, and the loaded library."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import math
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from splat.errors import BackendUnavailable
+from splat.render.native import build
+
+log = logging.getLogger(__name__)
+
+OK, BAD_NUMBERS, OUT_OF_MEMORY = 0, 1, 2  # what the functions return
+
+Pointer = ctypes.c_void_p
+Int = ctypes.c_int32
+Float = ctypes.c_float
+
+
+def _structure(name: str, **fields: type) -> type[ctypes.Structure]:
+    return type(name, (ctypes.Structure,), {"_fields_": list(fields.items())})
+
+
+Scene = _structure(
+    "Scene", means=Pointer, quats=Pointer, log_scales=Pointer, opacity_logits=Pointer, sh=Pointer, count=ctypes.c_int64,
+    terms=Int, degree=Int,
+)  # fmt: skip
+Lens = _structure(
+    "Lens", cam_from_world=Pointer, K=Pointer, background=Pointer, cameras=Int, width=Int, height=Int, antialiased=Int,
+    near=Float, low_pass=Float, threads=Int, keep=Int,
+)  # fmt: skip
+Images = _structure("Images", rgb=Pointer, alpha=Pointer, depth=Pointer, means2d=Pointer, radii=Pointer)
+Upstream = _structure("Upstream", rgb=Pointer, alpha=Pointer, depth=Pointer)
+Gradients = _structure(
+    "Gradients", means=Pointer, quats=Pointer, log_scales=Pointer, opacity_logits=Pointer, sh=Pointer, means2d=Pointer,
+    cam_from_world=Pointer, background=Pointer,
+)  # fmt: skip
+L1Ssim = _structure(
+    "L1Ssim", image=Pointer, target=Pointer, weight=Pointer, gradient=Pointer, loss=Pointer, batch=ctypes.c_int64,
+    height=ctypes.c_int64, width=ctypes.c_int64, ssim_weight=Float, threads=Int,
+)  # fmt: skip
+
+
+def open_library(path: Path) -> ctypes.CDLL:
+    """Load a shared object made by `build` and declare its functions. ctypes lets go of the GIL during calls."""
+    library = ctypes.CDLL(str(path))
+    structure = ctypes.POINTER
+    library.splatsmith_lanes.restype = Int
+    library.splatsmith_forward.restype = Int
+    library.splatsmith_forward.argtypes = [structure(Scene), structure(Lens), structure(Images), structure(Pointer)]
+    library.splatsmith_backward.restype = Int
+    library.splatsmith_backward.argtypes = [
+        Pointer, structure(Scene), structure(Lens), structure(Images), structure(Upstream), structure(Gradients),
+    ]  # fmt: skip
+    library.splatsmith_release.restype = None
+    library.splatsmith_release.argtypes = [Pointer]
+    library.splatsmith_l1_ssim.restype = Int
+    library.splatsmith_l1_ssim.argtypes = [structure(L1Ssim)]
+    return library
+
+
+@functools.cache
+def load() -> ctypes.CDLL:
+    """The library for this processor, built on first use. Raises `BackendUnavailable`."""
+    variant = build.cpu_variants()[-1]
+    path = build.library_path(variant)
+    try:
+        return open_library(path)
+    except OSError as error:
+        raise BackendUnavailable(f"the fast CPU renderer {path} does not load: {error}") from error
+
+
+@functools.cache
+def available() -> bool:
+    """Whether the kernels are there or could be built; if not, says so once, with the remedy."""
+    try:
+        load()
+    except BackendUnavailable as reason:
+        log.warning("The reference renderer is used, about a hundred times slower: %s", reason)
+        return False
+    return True
+
+
+@functools.cache
+def usable_cores() -> int:
+    """Cores that this process may use: its affinity, and its control group's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):
+        pass
+    return max(cores, 1)
+
+
+def thread_count(wanted: int | None) -> int:
+    return min(usable_cores(), torch.get_num_threads()) if wanted is None else max(int(wanted), 1)
+
+
+def address(x: Tensor | None) -> int | None:
+    """Of contiguous float32 CPU memory, which the caller keeps alive."""
+    if x is None:
+        return None
+    assert x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous(), (x.dtype, x.device, x.stride())
+    return x.data_ptr()
+
+
+def as_kernel_input(x: Tensor, name: str, shape: tuple[int, ...]) -> Tensor:
+    """`x` made contiguous. Raises TypeError or ValueError when it is not a float32 CPU tensor of `shape`."""
+    if not isinstance(x, Tensor) or x.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor")
+    if x.dtype != torch.float32 or x.device.type != "cpu":
+        raise TypeError(f"{name} is {x.dtype} on {x.device}; the native kernels take float32 on cpu")
+    if x.shape != shape:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; expected {shape}")
+    return x.contiguous()

@@ -1,0 +1,75 @@
+// Memory that grows, is never cleared and is kept for the next call: page faults would cost more than the kernels save.
+#pragma once
+
+#include <cstddef>
+#include <cstdlib>
+#include <new>
+#include <utility>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace splatsmith {
+
+template <class T>
+class Buffer {
+  public:
+    Buffer() = default;
+    Buffer(Buffer&& other) noexcept { swap(other); }
+    Buffer& operator=(Buffer&& other) noexcept {
+        swap(other);
+        return *this;
+    }
+    ~Buffer() { std::free(data_); }
+
+    // Room for `count` items; what was there is lost when it has to grow.
+    T* reserve(size_t count) {
+        if (count > capacity_) {
+            std::free(std::exchange(data_, nullptr));
+            capacity_ = 0;
+            allocate(count + count / 4 + 16);
+        }
+        return data_;
+    }
+
+    // Room for `count` items; the first `used` are kept.
+    T* grow(size_t count, size_t used) {
+        if (count > capacity_) {
+            Buffer bigger;
+            bigger.allocate(count + count / 2 + 64);
+            if (used) __builtin_memcpy(static_cast<void*>(bigger.data_), data_, used * sizeof(T));
+            swap(bigger);
+        }
+        return data_;
+    }
+
+    T* data() const { return data_; }
+    T& operator[](size_t i) const { return data_[i]; }
+    size_t bytes() const { return capacity_ * sizeof(T); }
+
+  private:
+    void allocate(size_t count) {
+        constexpr size_t huge_page = size_t(1) << 21;
+        size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
+        size_t alignment = bytes >= 2 * huge_page ? huge_page : 64;
+        bytes = (bytes + alignment - 1) / alignment * alignment;
+        void* p = nullptr;
+        if (posix_memalign(&p, alignment, bytes) != 0) throw std::bad_alloc();
+#if defined(__linux__)
+        if (alignment == huge_page) madvise(p, bytes, MADV_HUGEPAGE);
+#endif
+        data_ = static_cast<T*>(p);
+        capacity_ = bytes / sizeof(T);
+    }
+
+    void swap(Buffer& other) noexcept {
+        std::swap(data_, other.data_);
+        std::swap(capacity_, other.capacity_);
+    }
+
+    T* data_ = nullptr;
+    size_t capacity_ = 0;
+};
+
+}  // namespace splatsmith
