@@ -112,9 +112,12 @@ def build_ui(job: Job, doctor: Doctor, sessions: Path, options: commands.Ui) -> 
             shutil.rmtree(sessions / request.session_hash, ignore_errors=True)
 
         outputs = [status, preview, splats, mesh, turntable, sheet, downloads, report]
-        check.click(_require_files, files).success(lambda chosen: _verdict(doctor, chosen), files, verdict)
-        start.click(_require_files, files).success(make, [files, preset, holdout, cut_out, seed], outputs)
-        cancel.click(stop, queue=False)
+        inputs = [files, preset, holdout, cut_out, seed]
+        check.click(_require_files, files, api_visibility="private").success(
+            lambda chosen: _verdict(doctor, chosen), files, verdict, api_name="check"
+        )
+        start.click(_require_files, files, api_visibility="private").success(make, inputs, outputs, api_name="photos")
+        cancel.click(stop, queue=False, api_name="cancel")
         page.unload(leave)
     return page
 
@@ -164,7 +167,12 @@ def _status(event: Progress, eta: float) -> str:
 
 
 def _finished(outcome: Outcome) -> dict[str, Any]:
+    from splat.io import load, save
+
     report, out = outcome.report, outcome.out
+    # The page's viewer assumes the y-down world of 3DGS, so it gets that variant, and so does the visitor.
+    turned = out.with_name(f"{out.name}_3dgs.ply")
+    save(load(out / "scene.ply"), turned, "3dgs")
     lines = [f"Done: {report['gaussians']:,} Gaussians."]
     for name, quality in report["metrics"].items():
         if quality:
@@ -173,11 +181,11 @@ def _finished(outcome: Outcome) -> dict[str, Any]:
     return {
         "status": "".join(f"<p>{html.escape(line)}</p>" for line in lines),
         "preview": None,
-        "splats": str(out / "scene.ply"),
+        "splats": str(turned),
         "mesh": str(out / "mesh.glb") if report["mesh_faces"] else None,
         "turntable": str(out / "turntable.mp4"),
         "sheet": str(out / "preview.png"),
-        "downloads": [str(out / name) for name in DOWNLOADS if (out / name).exists()],
+        "downloads": [str(out / name) for name in DOWNLOADS if (out / name).exists()] + [str(turned)],
         "report": report,
     }
 
