@@ -1,0 +1,111 @@
+"""What is done with a finished result: export, render, eval."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from app import __main__ as entry
+from app.report import read_report
+from app.scenes import read_cameras
+from splat.io import HALF_TURN_ABOUT_X, load
+from splat.io.images import read_image
+from splat.io.meshes import load_mesh
+
+
+def splatsmith(*words: object) -> int:
+    return entry.main([*map(str, words), "--quiet"])
+
+
+def test_export_turns_the_world_for_other_viewers(result, tmp_path):
+    assert splatsmith("export", result, "--to", tmp_path / "a.ply") == 0
+    assert splatsmith("export", result, "--to", tmp_path / "b.ply", "--convention", "3dgs") == 0
+    scene, same, turned = (load(p) for p in (result / "scene.ply", tmp_path / "a.ply", tmp_path / "b.ply"))
+    assert torch.equal(same.means, scene.means)
+    assert torch.allclose(turned.means, HALF_TURN_ABOUT_X(scene.means), atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", [".glb", ".obj", ".stl"])
+def test_export_writes_the_mesh(result, tmp_path, suffix):
+    assert splatsmith("export", result, "--to", tmp_path / f"m{suffix}") == 0
+    mesh, original = load_mesh(tmp_path / f"m{suffix}"), load_mesh(result / "mesh.glb")
+    assert len(mesh.faces) == len(original.faces) == read_report(result)["mesh_faces"] > 100
+    assert torch.allclose(mesh.vertices.amax(0), original.vertices.amax(0), atol=1e-4)
+
+
+def test_a_bare_scene_file_exports_a_mesh_too(result, tmp_path):
+    shutil.copy(result / "scene.ply", tmp_path / "scene.ply")
+    status = splatsmith("export", tmp_path / "scene.ply", "--to", tmp_path / "m.glb")
+    assert status in (0, 4)  # a thin scene may show no surface from all round, which is said
+    assert (tmp_path / "m.glb").exists() == (status == 0)
+
+
+def test_render_from_the_stored_cameras_shows_the_photos(result, capture, tmp_path):
+    status = splatsmith("render", result, "--to", tmp_path / "v.png", "--cameras", result / "cameras.json")
+    assert status == 0
+    names = [frame["file_path"] for frame in json.loads((result / "cameras.json").read_text())["frames"]]
+    assert len(names) == len(list(tmp_path.glob("v_*.png"))) == 6
+    for i, name in enumerate(names):
+        drawn, _, _ = read_image(tmp_path / f"v_{i:03d}.png", max_pixels=10**6)
+        photo, _, _ = read_image(capture.photos / name, max_pixels=10**6)
+        assert (drawn - photo).abs().mean() < 0.08
+
+
+def test_render_a_video_and_a_still(result, tmp_path):
+    assert splatsmith("render", result, "--to", tmp_path / "t.mp4", "--frames", 3, "--side", 64) == 0
+    assert splatsmith("render", result / "scene.ply", "--to", tmp_path / "t.png", "--side", 64, "--background", "0,0,255") == 0
+    picture, _, _ = read_image(tmp_path / "t.png", max_pixels=10**6)
+    assert picture.shape == (64, 64, 3)
+    assert (picture[0, 0] - torch.tensor([0.0, 0, 1])).abs().max() < 0.3
+    assert (tmp_path / "t.mp4").stat().st_size > 500
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["t.mp4", "t.png"]
+
+
+def test_eval_against_the_given_poses_applies_the_similarity(result, capture, tmp_path, capsys):
+    """The held-out photos through their own transforms.json score what the report says."""
+    content = json.loads(capture.poses.read_text())
+    content["frames"] = [f for f in content["frames"] if f["file_path"] in ("photo_0.png", "photo_4.png")]
+    shutil.copytree(capture.photos, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "test.json").write_text(json.dumps(content))
+    assert entry.main(["eval", str(result), "--against", str(tmp_path / "test.json"), "--json"]) == 0
+    quality = json.loads(capsys.readouterr().out.splitlines()[-1])
+    expected = read_report(result)["metrics"]["holdout"]
+    assert quality["psnr"] == pytest.approx(expected["psnr"], abs=0.05)
+    assert quality["ssim"] == pytest.approx(expected["ssim"], abs=0.005)
+    assert quality["n"] == 2
+
+
+def test_cameras_without_a_size_take_the_given_one(tmp_path):
+    frame = {"file_path": "r_0", "transform_matrix": torch.eye(4).tolist()}
+    (tmp_path / "t.json").write_text(json.dumps({"camera_angle_x": 0.9, "frames": [frame, frame]}))
+    (cameras,) = read_cameras(tmp_path / "t.json", 200)
+    assert (cameras.width, cameras.height, len(cameras)) == (200, 200, 2)
+    assert float(cameras.K[0, 0, 0]) == pytest.approx(100 / torch.tensor(0.45).tan().item())
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("export {r} --to {t}/x.doc", ".doc"), ("export {r} --to {t}/no/x.ply", "does not exist"),
+        ("export {t}/nothing --to {t}/x.ply", "does not exist"), ("export {t} --to {t}/x.ply", "not a result folder"),
+        ("render {r} --to {t}/x.gif", ".gif"), ("render {r} --to {t}/x.png --frames 0", "--frames 0"),
+        ("render {r} --to {t}/x.png --cameras {t}/no.json", "no.json"), ("eval {t} --against x.json", "not a result folder"),
+        ("eval {r} --against {t}/no.json", "no.json"), ("check {t}/nothing", "does not exist"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_one_sentence(result, tmp_path, capsys, words, told):
+    assert splatsmith(*(w.format(r=result, t=tmp_path) for w in words.split())) == 2
+    errors = capsys.readouterr().err.strip()
+    assert told in errors and errors.endswith(".") and len(errors.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_check_gives_a_verdict_on_every_photo(capture, capsys):
+    assert entry.main(["check", str(capture.photos), "--json"]) == 0
+    verdict = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert verdict["verdict"] in ("good", "fair", "poor", "impossible")
+    assert [p["name"] for p in verdict["photos"]] == [f"photo_{i}.png" for i in range(8)]
+    assert verdict["next_photo"].endswith(".")
+    assert entry.main(["check", str(capture.photos)]) == 0
+    assert "Next: " in capsys.readouterr().out
