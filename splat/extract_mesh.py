@@ -34,6 +34,8 @@ class MeshConfig:
     min_alpha: float = 0.6  # pixels less covered than this show no surface
     max_spread: float = 0.03  # a pixel's blend deeper than this fraction of its depth is a surface only with a clear majority
     majority: float = 0.7  # the share of a deep blend's weight that must sit at one depth
+    agreement: float = 0.03  # depths of two views closer than this fraction are one surface; twice as far behind denies it
+    witnesses: int = 8  # other views that each view's surface is held against
     truncation: float = 5.0  # voxels over which depth maps of one surface are averaged
     reach: float = 1.0  # radius of the meshed region round the subject, in distances of the cameras from it
     min_part: float = 0.02  # connected parts with fewer triangles than this fraction of the largest are dropped
@@ -59,6 +61,7 @@ def extract_mesh(
             depth, rgb = surface_depth(splats, batch[i], config)
             hidden = torch.zeros_like(depth, dtype=torch.bool) if mask is None else mask[i].to(depth.device) < 0.5
             views.append((batch[i].to("cpu"), depth.masked_fill(hidden, 0).cpu(), rgb.cpu()))
+    views = _undenied(views, config)
     low, high, footprint = _region(views, config)
     voxel = max(float((high - low).max()) / config.resolution, 0.75 * footprint)
     mesh = _fused(views, low, high, voxel, config)
@@ -112,6 +115,31 @@ def _points(camera: Cameras, depth: Tensor) -> Tensor:
     pixels = torch.stack([*torch.meshgrid(x, y, indexing="xy"), torch.ones_like(depth)], dim=-1)
     in_cam = (pixels @ torch.linalg.inv(camera.K[0]).T) * depth[..., None]
     return in_cam @ camera.cam_from_world[0, :3, :3] + camera.centers[0]
+
+
+def _undenied(views: list, config: MeshConfig) -> list:
+    """The views without the surface that more of the others look through than see: what floats before the scene."""
+    eyes = torch.cat([camera.centers for camera, _, _ in views])
+    kept = []
+    for i, (camera, depth, rgb) in enumerate(views):
+        order = (eyes - eyes[i]).norm(dim=-1).argsort()
+        others = [j for j in order.tolist() if j != i]
+        others = others[:: max(1, -(-len(others) // config.witnesses))]  # near and far ones
+        seen = depth > 0
+        points = _points(camera, depth)[seen]
+        balance = torch.zeros(len(points))
+        for j in others:
+            there, surface, _ = views[j]
+            pixels, z = there.project(points)
+            column, row = pixels[0].floor().long().unbind(-1)
+            inside = (z[0] > 0) & (column >= 0) & (row >= 0) & (column < there.width) & (row < there.height)
+            found = surface[row.clamp(0, there.height - 1), column.clamp(0, there.width - 1)]
+            behind = torch.where(inside, found, 0) / z[0] - 1  # -1 where that view shows nothing there
+            balance += (behind.abs() < config.agreement).float() - (behind > 2 * config.agreement).float()
+        depth = depth.clone()
+        depth[seen] = torch.where(balance >= 0, depth[seen], 0)
+        kept.append((camera, depth, rgb))
+    return kept
 
 
 def _region(views: list, config: MeshConfig) -> tuple[Tensor, Tensor, float]:

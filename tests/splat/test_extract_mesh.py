@@ -10,7 +10,7 @@ import torch
 from splat import sh
 from splat.cameras import Cameras
 from splat.errors import StoppedLate
-from splat.extract_mesh import MeshConfig, extract_mesh, surface_depth
+from splat.extract_mesh import MeshConfig, _undenied, extract_mesh, surface_depth
 from splat.gaussians import Splats
 from splat.rotations import quat_from_matrix
 
@@ -156,3 +156,16 @@ def test_empty_and_out_of_sight_scenes_stop_with_a_sentence():
     ]
     with pytest.raises(StoppedLate):
         extract_mesh(sphere(), behind, SMALL)
+
+
+def test_what_other_views_look_through_is_dropped():
+    """Five cameras before a wall at z = 0; one alone sees a patch in mid-air."""
+    eyes = torch.tensor([[x, 0.0, 2.0] for x in (-0.4, -0.2, 0.0, 0.2, 0.4)])
+    ahead = Cameras.look_at(eyes, eyes - torch.tensor([0.0, 0, 2]), torch.tensor([0.0, 1, 0]), camera().K[0], 96, 72)
+    views = [(ahead[i], torch.full((72, 96), 2.0), torch.zeros(72, 96, 3)) for i in range(5)]
+    views[2][1][30:40, 40:50] = 1.2
+    views[1][1][:, :5] = 0  # unknown stays unknown, and denies nothing
+    kept = _undenied(views, MeshConfig())
+    assert (kept[2][1][30:40, 40:50] == 0).all()
+    assert (kept[2][1][:, 55:] == 2.0).all() and (kept[0][1] == 2.0).all() and (kept[1][1][:, :5] == 0).all()
+    assert (views[2][1][30:40, 40:50] == 1.2).all()  # the input is left alone
