@@ -400,7 +400,8 @@ def _noted(job: Generator[Progress, None, T], watch: Stopwatch) -> Generator[Pro
                 event = next(job)
             except StopIteration as end:
                 return end.value
-            watch.note(event)
+            if event.stage != "notice":  # a sentence, not work
+                watch.note(event)
             yield event
     finally:
         job.close()

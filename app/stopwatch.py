@@ -23,7 +23,7 @@ class Stopwatch:
 
     def __init__(self, costs: list[StageCost] | None = None) -> None:
         self.costs: dict[str, StageCost] = {cost.name: cost for cost in costs or []}
-        self._stage = "start"
+        self._stage = "photos"
         self._since = time.monotonic()
         self._peak = 0.0
         self._process = psutil.Process()
