@@ -48,7 +48,7 @@ class PlaneSweepConfig:
     neighbours: int = 4  # photos that each photo is matched with
     best: int = 2  # of these, how many must match: the others may be hidden
     planes: int = 128  # most planes of the first sweep
-    window: int = 5  # px of the half-size photo, odd
+    window: int = 7  # px of the half-size photo, odd
     small_step: float = 0.03  # semi-global price of a step by one plane, in units of ZNCC
     large_step: float = 0.25  # semi-global price of a jump
     rounds: int = 3  # PatchMatch rounds after the sweep
