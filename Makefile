@@ -48,12 +48,12 @@ clean:
 	rm -rf .venv build
 
 # The files without contents under .venv say which parts are installed; an interrupted install leaves none.
-.venv/python:
+.venv/created:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"Python 3.11 or newer is needed, this is {v[0]}.{v[1]}; run: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv --without-pip .venv
-	@touch .venv/python
+	@touch .venv/created
 
-.venv/core: .venv/python pyproject.toml setup.py constraints.txt
+.venv/core: .venv/created pyproject.toml setup.py constraints.txt
 	@echo "Installing splatsmith and what it needs into .venv (a few minutes the first time)"
 	$(INSTALL) --editable .
 	@touch .venv/core
@@ -62,6 +62,6 @@ clean:
 	$(INSTALL) --editable ".[test]"
 	@touch .venv/test
 
-.venv/dev: .venv/python pyproject.toml constraints.txt
+.venv/dev: .venv/created pyproject.toml constraints.txt
 	$(INSTALL) "ruff>=0.9"
 	@touch .venv/dev
