@@ -8,6 +8,7 @@ import torch
 from splat.cameras import Cameras
 from splat.gaussians import Splats
 from splat.render import RenderOptions, native, render
+from splat.render.native import build, library
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no C++ compiler")
 
@@ -90,3 +91,17 @@ def test_cameras_in_one_call_are_the_cameras_one_by_one():
     for c in range(3):
         alone = render(splats, cameras[c], backend_name="native")
         assert torch.equal(alone.rgb[0], together.rgb[c]) and torch.equal(alone.radii[0], together.radii[c])
+
+
+@pytest.mark.parametrize("variant", build.cpu_variants())
+def test_every_variant_draws_the_same(variant, monkeypatch):
+    kernels = library.open_library(build.library_path(variant))
+    monkeypatch.setattr(library, "load", lambda: kernels)
+    cameras = Cameras.orbit(1, 3.0, 20, 50, 45, 37)
+    assert_like_reference(random_splats(150, 2, seed=2), cameras, RenderOptions())
+    splats = random_splats(3000, 1, log_scale=-3.5)
+    out = render(splats, Cameras.orbit(1, 3.0, 20, 50, 200, 150), backend_name="native")
+    monkeypatch.undo()
+    best = render(splats, Cameras.orbit(1, 3.0, 20, 50, 200, 150), backend_name="native")
+    error = (out.rgb - best.rgb).abs()
+    assert error.mean() <= 1e-6 and error.flatten()[:: error.numel() // 30000].quantile(0.999) <= 1e-4

@@ -87,7 +87,8 @@ EXPORT int32_t splatsmith_forward(const Scene* scene, const Lens* lens, const Im
         for (int c = 0; c < lens->cameras; ++c) {
             CameraState& state = *work->cameras[lens->keep ? c : 0];
             View view(*lens, c);
-            if (!project(*scene, view, lens->threads, state, out->means2d + 2 * c * scene->count, out->radii + c * scene->count))
+            if (!project(*scene, view, lens->threads, state, work->scratch, out->means2d + 2 * c * scene->count,
+                         out->radii + c * scene->count))
                 return (int)BAD_NUMBERS;
             bin_by_depth(*scene, view, lens->threads, state, work->scratch);
             blend(view, lens->threads, state, lens->background ? lens->background + 3 * c : nullptr, out->rgb + 3 * c * pixels,

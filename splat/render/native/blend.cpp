@@ -42,28 +42,28 @@ inline V log2_alpha(const Record& g, V dx, V dy) {
 
 // The transmittance of a finished pixel, and of a lane outside the image, carries a minus sign.
 struct Step {
-    V alpha;         // before the clamp to ALPHA_MAX
-    V weight;        // 0 where not composited
-    V transmittance; // afterwards
+    V alpha;          // before the clamp to ALPHA_MAX
+    V clamped;        // after it
+    V weight;         // 0 where not composited
+    V transmittance;  // afterwards
     Mask composited;
-    bool finished_some;
 };
 
-// One Gaussian over one block; false when it leaves the block as it was.
-inline bool composite(V power, V T, Step& step) {
-    Mask visible = both(le(splat(LOG2_ALPHA_MIN), power), lt(V{}, T));
-    if (!any(visible)) return false;
+// One Gaussian over one block. No branches: a block that it leaves alone is rarer than a mispredicted jump is dear.
+inline Step composite(V power, V T) {
+    Step step;
+    Mask visible = le(splat(LOG2_ALPHA_MIN), power);
     step.alpha = exp2(power);
-    V weight = min(step.alpha, splat(ALPHA_MAX)) * T;
-    V after = T - weight;
+    step.clamped = min(step.alpha, splat(ALPHA_MAX));
+    V after = fnma(step.clamped, T, T);  // not above the minimum where T is negative
     step.composited = both(visible, lt(splat(TRANSMITTANCE_MIN), after));
-    step.weight = keep(step.composited, weight);
-    Mask finished = first_only(visible, step.composited);
-    step.transmittance = select(step.composited, after, T);
-    step.finished_some = any(finished);
-    if (step.finished_some) step.transmittance = select(finished, -T, step.transmittance);
-    return true;
+    step.weight = keep(step.composited, step.clamped * T);
+    step.transmittance = select(step.composited, after, marked(first_only(visible, step.composited), T));
+    return step;
 }
+
+// Between so many Gaussians, blocks that are finished are looked for.
+constexpr uint32_t CHECK_EVERY = 8;
 
 // Blocks with a pixel that is not finished.
 inline Bits open_blocks(const V* T) {
@@ -88,25 +88,24 @@ void blend_tile(const View& view, const CameraState& state, const Offsets& offse
     start(window, T);
     Bits open = open_blocks(T);
     uint32_t end = state.tile_start[tile + 1];
-    for (uint32_t e = state.tile_start[tile]; e < end && open; ++e) {
-        if (e + 6 < end) __builtin_prefetch(&state.records[state.entries[e + 6].gaussian]);
+    for (uint32_t e = state.tile_start[tile]; e < end; ++e) {
+        if (e + 6 < end) __builtin_prefetch(&state.records[state.entries[e + 6].rank]);
+        if (e % CHECK_EVERY == 0 && !(open = open_blocks(T))) break;
         const Entry& entry = state.entries[e];
         Bits blocks = entry.blocks & open;
         if (!blocks) continue;
-        const Record& g = state.records[entry.gaussian];
+        const Record& g = state.records[entry.rank];
         V left = splat(window.x0 - g.x), top = splat(window.y0 - g.y);
         V r = splat(g.r), gr = splat(g.g), bl = splat(g.b), z = splat(g.z);
         do {
             int b = lowest(blocks);
             blocks &= blocks - 1;
-            Step step;
-            if (!composite(log2_alpha(g, offsets.x[b % COLUMNS] + left, offsets.y[b / COLUMNS] + top), T[b], step)) continue;
+            Step step = composite(log2_alpha(g, offsets.x[b % COLUMNS] + left, offsets.y[b / COLUMNS] + top), T[b]);
             T[b] = step.transmittance;
             R[b] = fma(step.weight, r, R[b]);
             G[b] = fma(step.weight, gr, G[b]);
             B[b] = fma(step.weight, bl, B[b]);
             D[b] = fma(step.weight, z, D[b]);
-            if (step.finished_some && !any(lt(V{}, step.transmittance))) open &= (Bits) ~((Bits)1 << b);
         } while (blocks);
     }
 
@@ -173,29 +172,29 @@ void blend_tile_backward(const View& view, const CameraState& state, const Offse
     start(window, T);
     Bits open = open_blocks(T);
     uint32_t e = state.tile_start[tile], end = state.tile_start[tile + 1];
-    for (; e < end && open; ++e) {
+    for (; e < end; ++e) {
+        if (e % CHECK_EVERY == 0 && !(open = open_blocks(T))) break;
         if (e + 6 < end) {
-            __builtin_prefetch(&state.records[state.entries[e + 6].gaussian]);
+            __builtin_prefetch(&state.records[state.entries[e + 6].rank]);
             __builtin_prefetch(slots + 10 * size_t(state.entries[e + 6].slot), 1);
         }
         const Entry& entry = state.entries[e];
         float* slot = slots + 10 * size_t(entry.slot);
         Bits blocks = entry.blocks & open;
-        const Record& g = state.records[entry.gaussian];
+        const Record& g = state.records[entry.rank];
         V left = splat(window.x0 - g.x), top = splat(window.y0 - g.y);
         V red = splat(g.r), green = splat(g.g), blue = splat(g.b), z = splat(g.z);
         V sums[10] = {};
-        bool any_composited = false;
-        while (blocks) {
+        if (!blocks) {
+            std::memset(slot, 0, 10 * sizeof(float));
+            continue;
+        }
+        do {
             int b = lowest(blocks);
             blocks &= blocks - 1;
-            Step step;
             V dx = offsets.x[b % COLUMNS] + left, dy = offsets.y[b / COLUMNS] + top;
-            if (!composite(log2_alpha(g, dx, dy), T[b], step)) continue;
+            Step step = composite(log2_alpha(g, dx, dy), T[b]);
             T[b] = step.transmittance;
-            if (step.finished_some && !any(lt(V{}, step.transmittance))) open &= (Bits) ~((Bits)1 << b);
-            if (!any(step.composited)) continue;
-            any_composited = true;
 
             V q = fma(red, pixels.r[b], fma(green, pixels.g[b], blue * pixels.b[b]));
             if (with_depth) q = fma(z, pixels.z[b], q);
@@ -203,7 +202,7 @@ void blend_tile_backward(const View& view, const CameraState& state, const Offse
             V suffix = pixels.suffix[b] - own;
             pixels.suffix[b] = suffix;
             // dL/dalpha = T q - suffix / (1 - alpha); times alpha for dL/d ln(alpha). The clamp to ALPHA_MAX stops it.
-            V ratio = step.alpha * reciprocal(max(1.0f - step.alpha, splat(1.0f - ALPHA_MAX)));
+            V ratio = step.clamped * reciprocal(1.0f - step.clamped);
             Mask moves = both(step.composited, le(step.alpha, splat(ALPHA_MAX)));
             V v = keep(moves, fma(-suffix, ratio, own));
             V vx = v * dx, vy = v * dy;
@@ -217,11 +216,8 @@ void blend_tile_backward(const View& view, const CameraState& state, const Offse
             sums[7] = fma(step.weight, pixels.g[b], sums[7]);
             sums[8] = fma(step.weight, pixels.b[b], sums[8]);
             if (with_depth) sums[9] = fma(step.weight, pixels.z[b], sums[9]);
-        }
-        if (any_composited)
-            sums10(sums, slot);
-        else
-            std::memset(slot, 0, 10 * sizeof(float));
+        } while (blocks);
+        sums10(sums, slot);
     }
     for (; e < end; ++e) std::memset(slots + 10 * size_t(state.entries[e].slot), 0, 10 * sizeof(float));
 }

@@ -1,116 +1,12 @@
 // World to image: which Gaussians are drawn, where, in which colour, over which blocks; and the way back.
 #include <algorithm>
-#include <cfloat>
+#include <atomic>
 #include <cmath>
 
 #include "projection.h"
 #include "threads.h"
 
 namespace splatsmith {
-namespace {
-
-Mask finite(V v) { return le(abs(v), splat(FLT_MAX)); }
-
-// NaN anywhere, or an infinity that no image can come from. A log-scale of -inf (a point) and logits of +-inf are numbers.
-bool bad_numbers(const Scene& scene, int64_t first) {
-    V mean[3], quat[4], log_scale[3], logit;
-    gather_rows<3>(scene.means, first, scene.count, mean);
-    gather_rows<4>(scene.quats, first, scene.count, quat);
-    gather_rows<3>(scene.log_scales, first, scene.count, log_scale);
-    gather_rows<1>(scene.opacity_logits, first, scene.count, &logit);
-    Mask good = le(logit, splat(INFINITY));
-    for (V v : mean) good = both(good, finite(v));
-    for (V v : quat) good = both(good, finite(v));
-    for (V v : log_scale) good = both(good, le(v, splat(FLT_MAX)));
-    return bits(good) != (1u << LANES) - 1;
-}
-
-struct Ellipse {  // where alpha >= 1/255
-    float x, y;
-    float a, b, det;         // conic a, b and determinant
-    float squared;           // squared Mahalanobis radius
-    float reach_x, reach_y;  // half box
-    float tilt;              // y offset of the rightmost point
-};
-
-// First and last block column in each strip of blocks from `strip0` to `strip1`; empty strips have first > last.
-void strip_intervals(const View& view, const Ellipse& e, int strip0, int strip1, int32_t* low, int32_t* high) {
-    // A little is added everywhere so that rounding never loses a pixel; the alpha test decides.
-    float slack = 4e-3f + 1e-6f * (std::fabs(e.x) + e.reach_x);
-    float inverse_a = 1.0f / e.a;
-    alignas(64) float lane[LANES];
-    for (int l = 0; l < LANES; ++l) lane[l] = l * BLOCK_HEIGHT + 0.5f;
-    for (int s = strip0; s <= strip1; s += LANES) {
-        V top = load(lane) + (s * BLOCK_HEIGHT - e.y);
-        V bottom = top + (BLOCK_HEIGHT - 1.0f);
-        top = clamp(top - slack, -e.reach_y, e.reach_y);
-        bottom = clamp(bottom + slack, -e.reach_y, e.reach_y);
-        V y_right = min(max(splat(e.tilt), top), bottom), y_left = min(max(splat(-e.tilt), top), bottom);
-        V right = (sqrt(max(e.a * e.squared - e.det * y_right * y_right, V{})) - e.b * y_right) * inverse_a;
-        V left = (-sqrt(max(e.a * e.squared - e.det * y_left * y_left, V{})) - e.b * y_left) * inverse_a;
-        // Pixel i is inside when its centre i + 0.5 is; truncation is floor because of the clamp and the shift by one.
-        V last = clamp(right + (e.x + slack + 0.5f), 0.0f, (float)view.width);
-        V first = clamp(left + (e.x - slack + 0.5f), 0.0f, (float)view.width);
-        I last_pixel = truncate(last) - 1;
-        I first_pixel = truncate(first);
-        I ceiling = to_float(first_pixel) < first ? I{} + 1 : I{};
-        first_pixel += ceiling - 1;
-        first_pixel = first_pixel < 0 ? I{} : first_pixel;
-        I low_column = first_pixel >> 2, high_column = last_pixel >> 2;
-        high_column = last_pixel < first_pixel ? I{} - 1 : high_column;  // no pixel centre inside
-        std::memcpy(low + (s - strip0), &low_column, sizeof low_column);
-        std::memcpy(high + (s - strip0), &high_column, sizeof high_column);
-    }
-}
-
-// Appends the tiles and blocks that the ellipse touches. `low`, `high` are scratch for all strips of the image.
-uint32_t append_pairs(const View& view, const Ellipse& e, PairChunk& chunk, int32_t* low, int32_t* high) {
-    float slack = 4e-3f + 1e-6f * (std::fabs(e.y) + e.reach_y);
-    float y_first = std::max(e.y - e.reach_y - slack - 0.5f, 0.0f);
-    float y_last = std::min(e.y + e.reach_y + slack - 0.5f, view.height - 1.0f);
-    if (!(y_first <= y_last)) return 0;
-    int row0 = (int)std::ceil(y_first), row1 = (int)y_last;
-    if (row0 > row1) return 0;
-    int strip0 = row0 / BLOCK_HEIGHT, strip1 = row1 / BLOCK_HEIGHT;
-    int tile0 = strip0 / STRIPS, tile1 = strip1 / STRIPS;
-    // Pad to whole tiles with empty strips.
-    int base = tile0 * STRIPS;
-    strip_intervals(view, e, strip0, strip1, low + (strip0 - base), high + (strip0 - base));
-    for (int s = base; s < strip0; ++s) low[s - base] = INT32_MAX, high[s - base] = -1;
-    for (int s = strip1 + 1; s < (tile1 + 1) * STRIPS; ++s) low[s - base] = INT32_MAX, high[s - base] = -1;
-
-    uint32_t start = chunk.used;
-    for (int ty = tile0; ty <= tile1; ++ty) {
-        const int32_t* lo = low + (ty * STRIPS - base);
-        const int32_t* hi = high + (ty * STRIPS - base);
-        int column0 = INT32_MAX, column1 = -1;
-        for (int s = 0; s < STRIPS; ++s) {
-            if (lo[s] > hi[s]) continue;
-            column0 = std::min(column0, lo[s]);
-            column1 = std::max(column1, hi[s]);
-        }
-        if (column0 > column1) continue;
-        int tx0 = column0 / COLUMNS, tx1 = column1 / COLUMNS;
-        Pair* out = chunk.pairs.grow(chunk.used + size_t(tx1 - tx0 + 1), chunk.used) + chunk.used;
-        for (int tx = tx0; tx <= tx1; ++tx) {
-            Bits blocks = 0;
-            for (int s = 0; s < STRIPS; ++s) {
-                int l = std::max(lo[s] - tx * COLUMNS, 0), h = std::min(hi[s] - tx * COLUMNS, COLUMNS - 1);
-                Bits row = l <= h ? (Bits)((2u << h) - (1u << l)) : (Bits)0;
-                blocks |= (Bits)(row << (s * COLUMNS));
-            }
-            if (!blocks) continue;
-            *out++ = {uint32_t(ty * view.tiles_x + tx), blocks};
-        }
-        size_t used = out - chunk.pairs.data();
-        if (used > UINT32_MAX / 2) throw std::bad_alloc();
-        chunk.used = (uint32_t)used;
-    }
-    return chunk.used - start;
-}
-
-}  // namespace
-
 View::View(const Lens& lens, int camera) {
     const float* m = lens.cam_from_world + 16 * camera;
     const float* K = lens.K + 9 * camera;
@@ -130,62 +26,33 @@ View::View(const Lens& lens, int camera) {
     antialiased = lens.antialiased;
 }
 
-void CameraState::make_chunks(size_t count) {
-    if (count > chunk_count) {
-        Buffer<PairChunk> bigger;
-        bigger.reserve(count);
-        for (size_t i = 0; i < count; ++i) new (&bigger[i]) PairChunk();
-        for (size_t i = 0; i < chunk_count; ++i) {
-            bigger[i].pairs = std::move(chunks[i].pairs);
-            chunks[i].~PairChunk();
-        }
-        chunks = std::move(bigger);
-        chunk_count = count;
-    }
-}
-
-size_t CameraState::bytes() const {
-    size_t total = records.bytes() + first.bytes() + touched.bytes() + tile_start.bytes() + entries.bytes();
-    for (size_t i = 0; i < chunk_count; ++i) total += chunks[i].pairs.bytes();
-    return total;
-}
-
-bool project(const Scene& scene, const View& view, int threads, CameraState& state, float* means2d, float* radii) {
+bool project(const Scene& scene, const View& view, int threads, CameraState& state, Scratch& scratch, float* means2d, float* radii) {
     int64_t n = scene.count, chunks = (n + CHUNK - 1) / CHUNK;
-    state.records.reserve(n);
-    state.first.reserve(n);
-    state.touched.reserve(n);
-    state.make_chunks(chunks);
+    scratch.records.reserve(n);
+    scratch.keys_other.reserve(n);
+    scratch.chunk_counts.reserve(chunks);
+    state.clamped.reserve(n);
     int used_terms = (scene.degree + 1) * (scene.degree + 1);
+    std::atomic<bool> bad_numbers{false};
 
     parallel(threads, chunks, [&](int64_t c) {
-        PairChunk& chunk = state.chunks[c];
-        chunk.used = chunk.drawn = 0;
-        chunk.bad_numbers = false;
-        int strips = view.tiles_y * STRIPS + LANES;
-        static thread_local Buffer<int32_t> strip_scratch;
-        int32_t* low = strip_scratch.reserve(2 * size_t(strips));
-        int32_t* high = low + strips;
-
+        Record* next = scratch.records.data() + c * CHUNK;
         int64_t end = std::min(n, (c + 1) * CHUNK);
         for (int64_t i = c * CHUNK; i < end; i += LANES) {
             int lanes = (int)std::min<int64_t>(LANES, end - i);
-            if (bad_numbers(scene, i)) {
-                chunk.bad_numbers = true;
-                return;
-            }
             Projected p;
-            project_lanes(scene, view, i, p);
+            Mask good = project_lanes(scene, view, i, p);
             V mx = view.fx * p.x * p.rz + view.cx, my = view.fy * p.y * p.rz + view.cy;
             V rdet = 1.0f / p.det;
-            V a = p.cov11 * rdet, b = -p.cov01 * rdet, conic_c = p.cov00 * rdet;
-            // alpha >= 1/255 within this squared Mahalanobis radius.
-            V squared = (p.log2_opacity - LOG2_ALPHA_MIN) * 1.38629436f;
-            Mask drawn = both(lt(splat(view.near), p.z), le(V{}, squared));
+            // Alpha >= 1/255 where the conic's quadratic form is at most this; both in units of log2.
+            V level = p.log2_opacity - LOG2_ALPHA_MIN;
+            Mask drawn = both(lt(splat(view.near), p.z), le(V{}, level));
             drawn = both(drawn, both(lt(V{}, p.det), finite(p.det)));
-            drawn = both(drawn, both(finite(p.cov00 * p.cov11), both(finite(mx), finite(my))));
-            drawn = both(drawn, both(finite(a), finite(conic_c)));
-            V reach_x = sqrt(squared * p.cov00), reach_y = sqrt(squared * p.cov11);
+            drawn = both(drawn, both(finite(mx), finite(my)));
+            drawn = both(drawn, both(finite(p.cov11 * rdet), finite(p.cov00 * rdet)));
+            const float log2e = 1.44269504f;
+            V reach_x = sqrt((2 / log2e) * level * p.cov00), reach_y = sqrt((2 / log2e) * level * p.cov11);
+            drawn = both(drawn, both(finite(reach_x), finite(reach_y)));
             drawn = both(drawn, both(lt(V{}, mx + reach_x), lt(mx - reach_x, splat((float)view.width))));
             drawn = both(drawn, both(lt(V{}, my + reach_y), lt(my - reach_y, splat((float)view.height))));
             unsigned live = bits(drawn) & ((1u << lanes) - 1);
@@ -195,58 +62,43 @@ bool project(const Scene& scene, const View& view, int threads, CameraState& sta
                 if (scene.degree > 0) view_directions(view, p, direction);
                 sh_basis(scene.degree, direction[0], direction[1], direction[2], Y);
                 gather_sh(scene, i, used_terms, sh);
+                unsigned negative[3];
                 for (int k = 0; k < 3; ++k) {
                     V sum = splat(0.5f);
                     for (int j = 0; j < used_terms; ++j) sum = fma(Y[j], sh[3 * j + k], sum);
-                    if (bits(finite(sum)) != (1u << LANES) - 1) {
-                        chunk.bad_numbers = true;
-                        return;
-                    }
-                    rgb[k] = select(lt(sum, V{}), splat(-0.0f), abs(sum));
+                    good = both(good, finite(sum));
+                    negative[k] = bits(lt(sum, V{}));
+                    rgb[k] = max(sum, V{});
                 }
-                const V log2e = splat(1.44269504f);
+                const float half = 0.5f * log2e;
+                V scaled = half * rdet;
                 // In the order of Record.
-                V fields[16] = {mx, my, -0.5f * a * log2e, -b * log2e, -0.5f * conic_c * log2e, p.log2_opacity, rgb[0], rgb[1],
-                                rgb[2], p.z, a, b, conic_c, p.opacity, V{}, V{}};
-                alignas(64) float columns[16][LANES];
-                for (int k = 0; k < 16; ++k) store(columns[k], fields[k]);
-                alignas(64) float extra[5][LANES];
-                store(extra[0], rdet), store(extra[1], squared * 1.0005f + 1e-4f), store(extra[2], reach_x), store(extra[3], reach_y);
-                store(extra[4], p.cov01 / p.cov00);
+                V fields[14] = {mx, my, -scaled * p.cov11, 2.0f * scaled * p.cov01, -scaled * p.cov00, p.log2_opacity, rgb[0], rgb[1],
+                                rgb[2], p.z, reach_x, reach_y, p.cov01 / p.cov00 * reach_x, half * scaled};
+                alignas(64) float columns[14][LANES];
+                for (int k = 0; k < 14; ++k) store(columns[k], fields[k]);
                 for (int l = 0; l < lanes; ++l) {
+                    state.clamped[i + l] = (negative[0] >> l & 1) | (negative[1] >> l & 1) << 1 | (negative[2] >> l & 1) << 2;
                     if (!(live >> l & 1)) continue;
-                    float* row = reinterpret_cast<float*>(&state.records[i + l]);
+                    float* row = reinterpret_cast<float*>(next);
                     for (int k = 0; k < 14; ++k) row[k] = columns[k][l];
-                    float reach = extra[2][l] * 1.0003f + 1e-3f;
-                    Ellipse e{columns[0][l], columns[1][l], columns[10][l], columns[11][l], extra[0][l], extra[1][l], reach,
-                              extra[3][l] * 1.0003f + 1e-3f, extra[4][l] * reach};
-                    state.first[i + l] = chunk.used;
-                    state.touched[i + l] = append_pairs(view, e, chunk, low, high);
-                    chunk.drawn += state.touched[i + l] > 0;
+                    next->gaussian = uint32_t(i + l);
+                    std::memcpy(&scratch.keys_other[next - scratch.records.data()], &next->z, sizeof(float));
+                    ++next;
                 }
             }
+            if (bits(good) != ALL_LANES) bad_numbers = true;
             alignas(64) float out_x[LANES], out_y[LANES], out_radius[LANES];
-            store(out_x, mx), store(out_y, my), store(out_radius, max(reach_x, reach_y));
+            store(out_x, keep(drawn, mx)), store(out_y, keep(drawn, my)), store(out_radius, keep(drawn, max(reach_x, reach_y)));
             for (int l = 0; l < lanes; ++l) {
-                bool on = live >> l & 1;
-                if (!on) state.touched[i + l] = 0;
-                means2d[2 * (i + l)] = on ? out_x[l] : 0.0f;
-                means2d[2 * (i + l) + 1] = on ? out_y[l] : 0.0f;
-                radii[i + l] = on ? std::ceil(out_radius[l]) : 0.0f;
+                means2d[2 * (i + l)] = out_x[l];
+                means2d[2 * (i + l) + 1] = out_y[l];
+                radii[i + l] = std::ceil(out_radius[l]);
             }
         }
+        scratch.chunk_counts[c] = uint32_t(next - (scratch.records.data() + c * CHUNK));
     });
-
-    uint64_t total = 0;
-    bool good = true;
-    for (int64_t c = 0; c < chunks; ++c) {
-        good = good && !state.chunks[c].bad_numbers;
-        state.chunks[c].base = (uint32_t)total;
-        total += state.chunks[c].used;
-        if (total > UINT32_MAX / 2) throw std::bad_alloc();
-    }
-    state.pair_count = (uint32_t)total;
-    return good;
+    return !bad_numbers;
 }
 
 void project_backward(const Scene& scene, const View& view, int threads, const CameraState& state, Scratch& scratch,
@@ -280,16 +132,15 @@ void project_backward(const Scene& scene, const View& view, int threads, const C
 
             // The ten sums over pixels: g, g dx, g dy, g dx^2, g dx dy, g dy^2 with g = dL/d ln(alpha), then r, g, b, z.
             alignas(64) float sums[10][LANES] = {};
-            alignas(64) float sign[3][LANES] = {};
+            unsigned negative[3] = {};
             for (int l = 0; l < lanes; ++l) {
                 if (!(live >> l & 1)) continue;
-                const float* slot = scratch.slots.data() + 10 * (size_t(state.chunks[c].base) + state.first[i + l]);
+                const float* slot = scratch.slots.data() + 10 * size_t(state.first_slot[i + l]);
                 float total[10] = {};
                 for (uint32_t k = 0; k < state.touched[i + l]; ++k, slot += 10)
                     for (int j = 0; j < 10; ++j) total[j] += slot[j];
                 for (int j = 0; j < 10; ++j) sums[j][l] = total[j];
-                const Record& record = state.records[i + l];
-                sign[0][l] = record.r, sign[1][l] = record.g, sign[2][l] = record.b;
+                for (int k = 0; k < 3; ++k) negative[k] |= unsigned(state.clamped[i + l] >> k & 1) << l;
             }
             const Mask on = mask_of(live);
             V G = load(sums[0]), Sx = load(sums[1]), Sy = load(sums[2]), Sxx = load(sums[3]), Sxy = load(sums[4]), Syy = load(sums[5]);
@@ -381,10 +232,7 @@ void project_backward(const Scene& scene, const View& view, int threads, const C
 
             // Colour.
             V v_rgb[3];
-            for (int k = 0; k < 3; ++k) {
-                I negative = as_int(load(sign[k])) >> 31;
-                v_rgb[k] = as_float(as_int(load(sums[6 + k])) & ~negative);
-            }
+            for (int k = 0; k < 3; ++k) v_rgb[k] = keep(mask_of(live & ~negative[k]), load(sums[6 + k]));
             V direction[3] = {}, Y[16];
             V inverse = V{};
             if (scene.degree > 0) inverse = view_directions(view, p, direction);

@@ -1,9 +1,16 @@
 // The projection of LANES Gaussians at a time, shared by the forward and the backward pass.
 #pragma once
 
+#include <cfloat>
+#include <cmath>
+
 #include "scene.h"
 
 namespace splatsmith {
+
+constexpr unsigned ALL_LANES = (1u << LANES) - 1;
+
+inline Mask finite(V v) { return le(abs(v), splat(FLT_MAX)); }
 
 // Rows of a [N, width] array, one Gaussian per lane; rows past the end repeat the last one.
 template <int width>
@@ -32,12 +39,17 @@ struct Projected {
 };
 
 // gsplat's projection with the clamped tangent in the Jacobian ("EWA Splatting", Zwicker et al. 2002, eq. 29).
-inline void project_lanes(const Scene& scene, const View& view, int64_t first, Projected& p) {
+// Returns the lanes whose numbers can be drawn: no NaN, and no infinity except a log-scale of -inf (a point) and logits.
+inline Mask project_lanes(const Scene& scene, const View& view, int64_t first, Projected& p) {
     gather_rows<3>(scene.means, first, scene.count, p.mean);
     gather_rows<4>(scene.quats, first, scene.count, p.quat);
     gather_rows<3>(scene.log_scales, first, scene.count, p.scale);
     V logit;
     gather_rows<1>(scene.opacity_logits, first, scene.count, &logit);
+    Mask good = le(logit, splat(INFINITY));
+    for (V v : p.mean) good = both(good, finite(v));
+    for (V v : p.quat) good = both(good, finite(v));
+    for (V v : p.scale) good = both(good, le(v, splat(FLT_MAX)));
 
     for (V& s : p.scale) s = exp(s);
     V length = sqrt(p.quat[0] * p.quat[0] + p.quat[1] * p.quat[1] + p.quat[2] * p.quat[2] + p.quat[3] * p.quat[3]);
@@ -96,6 +108,7 @@ inline void project_lanes(const Scene& scene, const View& view, int64_t first, P
         p.opacity *= sqrt(ratio);
         p.log2_opacity += 0.5f * log2(max(ratio, splat(1e-37f)));
     }
+    return good;
 }
 
 // Real spherical harmonics of unit directions, in the order of splat/sh.py.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "memory.h"
 #include "simd.h"
@@ -83,15 +84,18 @@ constexpr float ALPHA_MAX = 0.999f;
 constexpr float TRANSMITTANCE_MIN = 1e-4f;
 constexpr float LOG2_ALPHA_MIN = -7.99435344f;  // log2(1 / 255)
 
-// A projected Gaussian: log2 alpha(d) = log2_opacity + xx dx^2 + xy dx dy + yy dy^2.
+// A projected Gaussian: log2 alpha(d) = log2_opacity + xx dx^2 + xy dx dy + yy dy^2. One cache line.
 struct alignas(64) Record {
     float x, y;  // pixels
     float xx, xy, yy;
     float log2_opacity;
-    float r, g, b;  // clamped at 0; -0 where the clamp acted
+    float r, g, b;  // clamped at 0
     float z;
-    float a, bb, c;  // conic
-    float opacity;   // with the anti-aliasing compensation
+    float reach_x, reach_y;  // half the box outside which alpha < 1/255
+    float tilt;              // y offset of the rightmost point of that ellipse
+    float det;               // xx yy - xy^2 / 4, computed without cancellation
+    uint32_t gaussian;
+    uint32_t unused;
 };
 
 struct Pair {  // a Gaussian touches a tile
@@ -99,37 +103,25 @@ struct Pair {  // a Gaussian touches a tile
     Bits blocks;
 };
 
-struct Entry {  // the same, in the tile's list, in depth order
-    uint32_t gaussian;
-    uint32_t slot;  // where the backward pass puts this pair's sums
+struct Entry {  // the same in the tile's list, nearest first
+    uint32_t rank;  // of the Gaussian by depth: its record
+    uint32_t slot;  // where the backward pass puts this pair's ten sums
     Bits blocks;
 };
 
-struct PairChunk {
-    Buffer<Pair> pairs;
-    uint32_t used = 0;
-    uint32_t base = 0;  // slot of the first pair
-    uint32_t drawn = 0;
-    bool bad_numbers = false;
-};
-
 struct CameraState {
-    Buffer<Record> records;      // [N]; undefined where touched is 0
-    Buffer<uint32_t> first;      // [N] first pair in the Gaussian's chunk
-    Buffer<uint32_t> touched;    // [N] tiles touched, 0 when not drawn
-    Buffer<PairChunk> chunks;    // constructed lazily, see `chunk_count`
-    size_t chunk_count = 0;
-    Buffer<uint32_t> tile_start; // [tiles + 1]
+    Buffer<Record> records;        // by depth
+    Buffer<uint8_t> clamped;       // [N] bit k: colour channel k was clamped at 0
+    Buffer<uint32_t> touched;      // [N] tiles touched, 0 when not drawn
+    Buffer<uint32_t> first_slot;   // [N] slots of one Gaussian follow each other, Gaussians in their own order
+    Buffer<uint32_t> tile_start;   // [tiles + 1]
     Buffer<Entry> entries;
+    uint32_t drawn = 0;
     uint32_t pair_count = 0;
 
-    CameraState() = default;
-    CameraState(const CameraState&) = delete;
-    ~CameraState() {
-        for (size_t i = 0; i < chunk_count; ++i) chunks[i].~PairChunk();
+    size_t bytes() const {
+        return records.bytes() + clamped.bytes() + touched.bytes() + first_slot.bytes() + tile_start.bytes() + entries.bytes();
     }
-    void make_chunks(size_t count);
-    size_t bytes() const;
 };
 
 // One camera's numbers in the form the kernels use.
@@ -146,18 +138,25 @@ struct View {
 
 // Scratch that every camera of a call reuses.
 struct Scratch {
+    Buffer<Record> records;         // [N] by chunk of CHUNK Gaussians: those that may be drawn, then unused ones
+    Buffer<uint32_t> chunk_counts;  // how many they are
     Buffer<uint32_t> keys, keys_other, order, order_other, counts;
+    std::vector<Buffer<Pair>> pairs;
     Buffer<float> slots;  // [pairs, 10]
     Buffer<double> partial;
-    size_t bytes() const { return keys.bytes() * 4 + counts.bytes() + slots.bytes() + partial.bytes(); }
+    size_t bytes() const {
+        size_t total = records.bytes() + keys.bytes() * 4 + counts.bytes() + slots.bytes() + partial.bytes();
+        for (auto& p : pairs) total += p.bytes();
+        return total;
+    }
 };
 
-// project.cpp. Returns false when the scene holds NaN or infinity.
-bool project(const Scene&, const View&, int threads, CameraState&, float* means2d, float* radii);
-// `slots` are the ten sums of every pair; `first_camera` overwrites the gradients, later ones add to them.
+// project.cpp: fills scratch.records. Returns false when the scene holds NaN or infinity.
+bool project(const Scene&, const View&, int threads, CameraState&, Scratch&, float* means2d, float* radii);
+// Sums the slots of every Gaussian; the first camera overwrites the gradients, later ones add to them.
 void project_backward(const Scene&, const View&, int threads, const CameraState&, Scratch&, const Gradients&, int camera);
 
-// tiles.cpp
+// tiles.cpp: scratch.records to records by depth, and every tile's entries.
 void bin_by_depth(const Scene&, const View&, int threads, CameraState&, Scratch&);
 
 // blend.cpp

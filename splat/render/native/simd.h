@@ -65,6 +65,10 @@ inline unsigned bits(Mask m) { return m; }
 inline Mask mask_of(unsigned b) { return (Mask)b; }
 inline V to_float(I v) { return _mm512_cvtepi32_ps((__m512i)v); }
 inline I truncate(V v) { return (I)_mm512_cvttps_epi32(v); }
+inline V round_down(V v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+inline V round_up(V v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC); }
+// v with the sign bit set in the lanes of m.
+inline V marked(Mask m, V v) { return _mm512_mask_or_ps(v, m, v, _mm512_set1_ps(-0.0f)); }
 // 1 / a to about 1e-7 relative; a in [1e-3, 1].
 inline V reciprocal(V a) {
     V r = _mm512_rcp14_ps(a);
@@ -80,6 +84,8 @@ inline V sqrt(V a) { return _mm256_sqrt_ps(a); }
 inline unsigned bits(Mask m) { return (unsigned)_mm256_movemask_ps((__m256)m); }
 inline V to_float(I v) { return _mm256_cvtepi32_ps((__m256i)v); }
 inline I truncate(V v) { return (I)_mm256_cvttps_epi32(v); }
+inline V round_down(V v) { return _mm256_floor_ps(v); }
+inline V round_up(V v) { return _mm256_ceil_ps(v); }
 #else
 inline V fma(V a, V b, V c) { return a * b + c; }
 inline V fnma(V a, V b, V c) { return c - a * b; }
@@ -101,6 +107,11 @@ inline unsigned bits(Mask m) {
 }
 inline V to_float(I v) { return __builtin_convertvector(v, V); }
 inline I truncate(V v) { return __builtin_convertvector(v, I); }
+inline V round_down(V v) {  // within the range of int32
+    V t = to_float(truncate(v));
+    return t > v ? t - 1.0f : t;
+}
+inline V round_up(V v) { return -round_down(-v); }
 #endif
 inline Mask lt(V a, V b) { return a < b; }
 inline Mask le(V a, V b) { return a <= b; }
@@ -109,6 +120,7 @@ inline Mask either(Mask a, Mask b) { return a | b; }
 inline Mask first_only(Mask a, Mask b) { return a & ~b; }
 inline V select(Mask m, V yes, V no) { return as_float((m & as_int(yes)) | (~m & as_int(no))); }
 inline V keep(Mask m, V v) { return as_float(m & as_int(v)); }
+inline V marked(Mask m, V v) { return as_float(as_int(v) | (m & INT32_MIN)); }
 inline Mask mask_of(unsigned b) {
     I m;
     for (int l = 0; l < LANES; ++l) m[l] = -(int32_t)((b >> l) & 1);
