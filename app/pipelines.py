@@ -22,6 +22,7 @@ from torch import Tensor
 from app.commands import Photos
 from app.estimate import BYTES_BASE, BYTES_PER_PIXEL, Estimate, decodable_pixels, estimate_photos, parse_bytes
 from app.machine import Place, colour, pick_place
+from app.notices import Notices
 from app.presets import PRESETS, Preset
 from app.report import InputFile, Licence, Report, read_report, write_report
 from app.result_folder import WorkFolder, begin, check_out, disk_errors_as_sentences, write_atomic
@@ -76,15 +77,16 @@ def photos_to_scene(options: Photos) -> Generator[Progress, None, Outcome]:
         yield Progress("notice", 1, 1, f"{out} is complete already; it is left as it is.")
         return Outcome(out, read_report(out), skipped=True)
     plan = plan_photos(options)
-    yield from _notices(*plan.notices, *plan.place.fallbacks)
+    notices = Notices()
+    notices.add(*plan.notices, *plan.place.fallbacks)
     what = f"{len(plan.photos)} photos, preset {options.preset}, on {plan.place.device} with the {plan.place.renderer} renderer"
     values = {"seconds": plan.estimate.seconds, "memory": plan.estimate.memory}
     yield Progress("estimate", 1, 1, plan.estimate.sentence(what), values=values)
     work = begin(out, plan.job, resume=options.resume)
     watch = Stopwatch(_costs_so_far(work))
     try:
-        with disk_errors_as_sentences(work.partial), _late():
-            return (yield from _noted(_photos_work(plan, work, watch), watch))
+        with disk_errors_as_sentences(work.partial), _late(), notices:
+            return (yield from _noted(_photos_work(plan, work, watch, notices), watch, notices))
     finally:
         watch.stop()
         work.close()
@@ -160,7 +162,7 @@ def plan_photos(options: Photos) -> Plan:
     )
 
 
-def _photos_work(plan: Plan, work: WorkFolder, watch: Stopwatch) -> Generator[Progress, None, Outcome]:
+def _photos_work(plan: Plan, work: WorkFolder, watch: Stopwatch, notices: Notices) -> Generator[Progress, None, Outcome]:
     from recon.reconstruct import Reconstruction
     from splat.cameras import Cameras
     from splat.extract_mesh import MeshConfig, extract_mesh
@@ -197,14 +199,18 @@ def _photos_work(plan: Plan, work: WorkFolder, watch: Stopwatch) -> Generator[Pr
             stage.close()
             yield Progress(name, 1, 1, "taken from the unfinished run")
         else:
-            save_stage(path, (yield from stage))
+            before = len(notices.logged)
+            result = yield from stage
+            save_stage(path, (result, tuple(notices.logged[before:])))
             watch.split()
             write_atomic(work.state / "costs.json", json.dumps([dataclasses.asdict(c) for c in watch.costs.values()]).encode())
-        return load_stage(path, types)
+        result, logged = load_stage(path, types)
+        notices.add(*logged)
+        return result
 
     scene = yield from saved("reconstruction", _reconstructed(plan.photos, recon_config))
     unplaced = [f"{name} could not be placed: {reason}" for name, reason in scene.reasons.items()]
-    yield from _notices(*scene.warnings, *unplaced, *scene.fallbacks)
+    notices.add(*scene.warnings, *unplaced, *scene.fallbacks)
     train = [v.to(place.device) for v in scene.train]
     fitted = yield from saved(
         "fit", fit(train, scene.initial.to(place.device), fit_config, work.state / "fit_checkpoint.safetensors")
@@ -212,7 +218,7 @@ def _photos_work(plan: Plan, work: WorkFolder, watch: Stopwatch) -> Generator[Pr
     splats = fitted.splats.to(place.device)
     masks = [v.masks for v in scene.train]
     mesh, no_mesh = yield from saved("mesh", _meshed(lambda: extract_mesh(splats, fitted.cameras, mesh_config, masks)))
-    yield from _notices(*no_mesh)
+    notices.add(*no_mesh)
     posed = [dataclasses.replace(v, cameras=c) for v, c in zip(scene.train, fitted.cameras)]
     train_quality, train_pairs = yield from _measured(splats, posed, background, fitted.exposures, place)
     facts = {k: float(v) for k, v in scene.facts.items()}
@@ -236,6 +242,7 @@ def _photos_work(plan: Plan, work: WorkFolder, watch: Stopwatch) -> Generator[Pr
     plain = {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in configs.items()}
     write_atomic(work.result / "config.json", json.dumps(plain, indent=1, default=str).encode())
     watch.split()
+    warnings = list(dict.fromkeys((*plan.notices, *scene.warnings, *unplaced, *no_mesh)))
     heldout_names = {name for v in scene.heldout for name in v.names}
     placed = {name for v in (*scene.train, *scene.heldout) for name in v.names}
     report = write_report(
@@ -258,8 +265,8 @@ def _photos_work(plan: Plan, work: WorkFolder, watch: Stopwatch) -> Generator[Pr
             stages=list(watch.costs.values()),
             train=train_quality,
             holdout=holdout_quality,
-            warnings=[*plan.notices, *scene.warnings, *unplaced, *no_mesh],
-            fallbacks=[*place.fallbacks, *scene.fallbacks],
+            warnings=warnings,
+            fallbacks=[sentence for sentence in notices.sentences if sentence not in warnings],
             licences=_licences(solved=options.poses == "auto"),
             facts=facts,
         ),
@@ -268,12 +275,6 @@ def _photos_work(plan: Plan, work: WorkFolder, watch: Stopwatch) -> Generator[Pr
     work.publish(keep_state=not options.compact)
     yield Progress("files", 1, 1, f"{options.out} is complete")
     return Outcome(Path(options.out), report)
-
-
-def _notices(*sentences: str) -> Iterator[Progress]:
-    """What the user should know although the job goes on."""
-    for sentence in sentences:
-        yield Progress("notice", 1, 1, sentence)
 
 
 def _reconstructed(photos: tuple, config: Any) -> Generator[Progress, None, Any]:
@@ -392,16 +393,17 @@ def _costs_so_far(work: WorkFolder) -> list[StageCost]:
         return []
 
 
-def _noted(job: Generator[Progress, None, T], watch: Stopwatch) -> Generator[Progress, None, T]:
-    """`job`, with every event shown to the stopwatch."""
+def _noted(job: Generator[Progress, None, T], watch: Stopwatch, notices: Notices) -> Generator[Progress, None, T]:
+    """`job`, with every event shown to the stopwatch, and new notices as events between."""
     try:
         while True:
             try:
                 event = next(job)
             except StopIteration as end:
                 return end.value
-            if event.stage != "notice":  # a sentence, not work
-                watch.note(event)
+            watch.note(event)
+            for sentence in notices.unsaid():
+                yield Progress("notice", 1, 1, sentence)
             yield event
     finally:
         job.close()
