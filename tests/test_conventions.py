@@ -1,6 +1,7 @@
 """The conventions of the project, each as a picture or a matrix one can check by thought."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -30,20 +31,24 @@ def splat(position, colour, scales=(0.05, 0.05, 0.05), quat=(1.0, 0, 0, 0), opac
     )
 
 
-def available(name):
+@pytest.fixture(params=["reference", "native", pytest.param("gsplat", marks=pytest.mark.cuda)])
+def draw(request):
+    """A back-end as `draw(splats, cameras, **options) -> Rendering` on the CPU."""
+    name = request.param
     if name == "native":
         from splat.render import native
 
-        return native.available()
-    return True
+        if not native.available():
+            pytest.skip("the native renderer cannot be built here")
+    if name == "gsplat" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    device = "cuda" if name == "gsplat" else "cpu"
 
+    def draw(splats, cameras=CAMERA, **options):
+        drawn = render(splats.to(device), cameras.to(device), RenderOptions(**options), name)
+        return replace(drawn, **{field: getattr(drawn, field).cpu() for field in ("rgb", "alpha", "depth", "means2d", "radii")})
 
-@pytest.fixture(params=["reference", "native"])
-def draw(request):
-    """A back-end as `draw(splats, cameras, **options) -> Rendering`."""
-    if not available(request.param):
-        pytest.skip(f"the {request.param} renderer is not available here")
-    return lambda splats, cameras=CAMERA, **options: render(splats, cameras, RenderOptions(**options), request.param)
+    return draw
 
 
 def centroid(image):
