@@ -35,6 +35,8 @@ def depth_range(photo: Photo, others: list[Photo], points: PointCloud | None) ->
     focus = _focus(centres, axes)
     distance = float(((focus - centres[0]) * axes[0]).sum())
     spread = float((centres - centres[0]).norm(dim=1).max())
+    if spread < 1e-9:  # one viewpoint: no depth can be seen, any range does
+        return 0.5, 50.0
     if distance < 0.5 * spread:  # the optical axes do not meet in front: cameras side by side, or looking outwards
         return 0.5 * spread, 50 * spread
     return 0.3 * distance, 3 * distance
