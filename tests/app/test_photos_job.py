@@ -108,7 +108,7 @@ def _same_scene(out: Path, result: Path) -> None:
     assert (out / "scene.ply").read_bytes() == (result / "scene.ply").read_bytes()
 
 
-def test_an_interrupt_leaves_a_resumable_state_and_130(capture, tmp_path):
+def test_an_interrupt_leaves_a_resumable_state_and_130(capture, tmp_path, capsys):
     out = tmp_path / "scene"
     words = photos_command(capture, out, "--json")
     with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -121,11 +121,11 @@ def test_an_interrupt_leaves_a_resumable_state_and_130(capture, tmp_path):
     assert process.returncode == 130
     assert errors.strip().splitlines()[-1] == "Cancelled; run again with --resume to continue."
     assert not out.exists() and (tmp_path / "scene.partial" / "state" / "reconstruction.safetensors").is_file()
-    other = run(photos_command(capture, out, "--resume", "--seed", 5))
-    assert other.returncode == 2 and "seed" in other.stderr
-    done = run([*words, "--resume"])
-    assert done.returncode == 0, done.stderr
-    assert any("taken from the unfinished run" in line for line in done.stdout.splitlines())
+    words = [*words[words.index("photos") :], "--resume"]
+    assert entry.main([*words, "--seed", "5"]) == 2
+    assert "other seed" in capsys.readouterr().err
+    assert entry.main(words) == 0
+    assert "taken from the unfinished run" in capsys.readouterr().out
     assert not (tmp_path / "scene.partial").exists()
 
 
