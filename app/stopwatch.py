@@ -1,4 +1,4 @@
-"""Seconds and peak memory of each stage, from the events of a job."""
+"""Seconds, CPU-seconds and peak memory of each stage, from the events of a job."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from splat.progress import Progress
 @dataclass(frozen=True)
 class StageCost:
     name: str
-    seconds: float
+    seconds: float  # by the clock
+    cpu_seconds: float  # of all threads and finished child processes: comparable between busy machines
     peak_mb: float  # resident memory of the process, highest while the stage ran
 
 
@@ -24,9 +25,9 @@ class Stopwatch:
     def __init__(self, costs: list[StageCost] | None = None) -> None:
         self.costs: dict[str, StageCost] = {cost.name: cost for cost in costs or []}
         self._stage = "photos"
-        self._since = time.monotonic()
-        self._peak = 0.0
         self._process = psutil.Process()
+        self._since, self._cpu_since = time.monotonic(), self._cpu_seconds()
+        self._peak = 0.0
         self._done = threading.Event()
         self._sampler = threading.Thread(target=self._sample, daemon=True)
         self._sampler.start()
@@ -38,11 +39,15 @@ class Stopwatch:
     def split(self, stage: str | None = None) -> None:
         """Book the time since the last event to `stage`, by default the one that is running."""
         stage = stage or self._stage
-        now = time.monotonic()
-        old = self.costs.get(stage, StageCost(stage, 0.0, 0.0))
-        peak = max(old.peak_mb, self._peak, self._resident_mb())
-        self.costs[stage] = replace(old, seconds=old.seconds + now - self._since, peak_mb=peak)
-        self._since, self._peak = now, 0.0
+        now, cpu = time.monotonic(), self._cpu_seconds()
+        old = self.costs.get(stage, StageCost(stage, 0.0, 0.0, 0.0))
+        self.costs[stage] = replace(
+            old,
+            seconds=old.seconds + now - self._since,
+            cpu_seconds=old.cpu_seconds + cpu - self._cpu_since,
+            peak_mb=max(old.peak_mb, self._peak, self._resident_mb()),
+        )
+        self._since, self._cpu_since, self._peak = now, cpu, 0.0
 
     def stop(self) -> None:
         self._done.set()
@@ -50,6 +55,10 @@ class Stopwatch:
 
     def _resident_mb(self) -> float:
         return self._process.memory_info().rss / 1e6
+
+    def _cpu_seconds(self) -> float:
+        times = self._process.cpu_times()
+        return times.user + times.system + times.children_user + times.children_system
 
     def _sample(self) -> None:
         while not self._done.wait(0.1):
