@@ -1,25 +1,34 @@
-"""Cameras and points of a COLMAP sparse model, binary or text."""
+"""Cameras and points of a COLMAP sparse model, binary or text.
+
+Read here and not by pycolmap, whose reader believes every count in a damaged file and then fills the memory. Since version 3.12
+COLMAP also writes rigs and frames; the images still carry their whole poses.
+"""
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-import numpy as np
 import torch
 
-from recon.poses.given_cameras import GivenCamera, Lens
+from recon.poses.given_cameras import GivenCamera, Lens, inverted_rigid
 from splat.errors import InputError
 from splat.points import PointCloud
+from splat.rotations import matrix_from_quat
 
-# COLMAP camera model -> where its parameters stand: focal x, focal y, cx, cy, then the distortion terms by name.
+# COLMAP model name, its number in binary files and its parameters; only lenses that k1, k2, p1, p2 express.
 MODELS = {
-    "SIMPLE_PINHOLE": (0, 0, 1, 2, {}),
-    "PINHOLE": (0, 1, 2, 3, {}),
-    "SIMPLE_RADIAL": (0, 0, 1, 2, {"k1": 3}),
-    "RADIAL": (0, 0, 1, 2, {"k1": 3, "k2": 4}),
-    "OPENCV": (0, 1, 2, 3, {"k1": 4, "k2": 5, "p1": 6, "p2": 7}),
+    "SIMPLE_PINHOLE": (0, ("f", "cx", "cy")),
+    "PINHOLE": (1, ("fx", "fy", "cx", "cy")),
+    "SIMPLE_RADIAL": (2, ("f", "cx", "cy", "k1")),
+    "RADIAL": (3, ("f", "cx", "cy", "k1", "k2")),
+    "OPENCV": (4, ("fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2")),
 }
+OTHER_MODELS = ("OPENCV_FISHEYE", "FULL_OPENCV", "FOV", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "THIN_PRISM_FISHEYE")
+
+PoseRow = tuple[str, int, tuple[float, ...]]  # name, camera id, quaternion wxyz and translation
+PointRow = tuple[tuple[float, ...], tuple[int, ...], int]  # position, colour 0-255, photos that see it
 
 
 def read_colmap_folder(path: Path) -> tuple[list[GivenCamera], PointCloud]:
@@ -29,54 +38,130 @@ def read_colmap_folder(path: Path) -> tuple[list[GivenCamera], PointCloud]:
     `MODELS`.
     """
     folders = [path / below for below in ("", "sparse/0", "sparse", "0", "colmap/sparse/0")]
-    folder = next((f for f in folders if (f / "cameras.bin").is_file() or (f / "cameras.txt").is_file()), None)
+    folder = next((f for f in folders if any((f / f"cameras{suffix}").is_file() for suffix in (".bin", ".txt"))), None)
     if folder is None:
         raise InputError(f"{path} holds neither a transforms.json nor COLMAP's cameras.bin or cameras.txt; give one of them.")
-    import zlib  # noqa: F401  (before pycolmap, whose own copy corrupts the heap otherwise)
-
-    import pycolmap
-
     try:
-        model = pycolmap.Reconstruction(str(folder))
-        given = [_camera(image) for image in model.images.values() if image.has_pose]
-        points = _points(model)
-    except InputError:
-        raise
-    except Exception as error:  # COLMAP's checks arrive as many types
+        if (folder / "cameras.bin").is_file():
+            lenses = _binary_cameras((folder / "cameras.bin").read_bytes())
+            images = list(_binary_images((folder / "images.bin").read_bytes()))
+            points = list(_binary_points((folder / "points3D.bin").read_bytes())) if (folder / "points3D.bin").is_file() else []
+        else:
+            lenses = _text_cameras((folder / "cameras.txt").read_text())
+            images = list(_text_images((folder / "images.txt").read_text()))
+            points = list(_text_points((folder / "points3D.txt").read_text())) if (folder / "points3D.txt").is_file() else []
+        given = [GivenCamera(PurePosixPath(name), _pose(name, numbers), lenses[camera]) for name, camera, numbers in images]
+    except (struct.error, ValueError, IndexError, KeyError, OSError, OverflowError) as error:
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"the COLMAP model in {folder} is damaged ({reason}); export it again.") from error
     if not given:
         raise InputError(f"the COLMAP model in {folder} has no placed image; solve it again.")
-    return given, points
+    return given, _cloud(points)
 
 
-def _camera(image: Any) -> GivenCamera:
-    from recon.poses.from_file import inverted_rigid
-
-    camera = image.camera
-    name = camera.model.name
-    if name not in MODELS:
-        raise InputError(
-            f"the COLMAP camera model {name} of {image.name} is not supported; undistort the photos with COLMAP first."
-        )
-    fx, fy, cx, cy, terms = MODELS[name]
-    values = [float(v) for v in camera.params]
-    pose = torch.from_numpy(np.asarray(image.cam_from_world().matrix(), dtype=np.float64))  # [3, 4]
-    if not (np.isfinite(values).all() and pose.isfinite().all()):
-        raise InputError(f"the COLMAP camera of {image.name} has NaN or infinite numbers; solve it again.")
-    if min(camera.width, camera.height, values[fx], values[fy]) <= 0:
-        raise InputError(f"the COLMAP camera of {image.name} has a size or focal length of 0; solve it again.")
-    rotation = pose[:, :3].T
-    cam_from_world = inverted_rigid(rotation, -rotation @ pose[:, 3], f"the COLMAP camera of {image.name}")
-    distortion = tuple(values[terms[term]] if term in terms else 0.0 for term in ("k1", "k2", "p1", "p2", "k3", "k4"))
-    lens = Lens(camera.width, camera.height, values[fx], values[fy], cx=values[cx], cy=values[cy], distortion=distortion)
-    return GivenCamera(PurePosixPath(image.name), cam_from_world, lens)
+def _pose(name: str, numbers: tuple[float, ...]) -> torch.Tensor:
+    """Quaternion wxyz and translation of cam_from_world -> [4, 4] float64."""
+    values = torch.tensor(numbers, dtype=torch.float64)
+    if not values.isfinite().all() or values[:4].norm() < 0.5 or values[:4].norm() > 2:
+        raise InputError(f"the COLMAP camera of {name} has NaN, infinite or senseless numbers; solve it again.")
+    rotation = matrix_from_quat(values[:4]).T
+    return inverted_rigid(rotation, -rotation @ values[4:], f"the COLMAP camera of {name}")
 
 
-def _points(model: Any) -> PointCloud:
-    points = list(model.points3D.values())
-    xyz = torch.tensor(np.array([p.xyz for p in points]).reshape(-1, 3), dtype=torch.float32)
-    rgb = torch.tensor(np.array([p.color for p in points], dtype=np.float32).reshape(-1, 3) / 255)
-    seen = torch.tensor([float(p.track.length()) for p in points])
-    cloud = PointCloud(xyz, rgb, 1 - 1 / seen.clamp_min(1))
-    return cloud[xyz.isfinite().all(dim=-1)]
+def _lens(model: str, width: int, height: int, values: tuple[float, ...]) -> Lens:
+    parameters = dict(zip(MODELS[model][1], values))
+    if not torch.tensor(values).isfinite().all() or len(values) != len(parameters):
+        raise ValueError(f"camera parameters {values}")
+    focal_x = parameters.get("f", parameters.get("fx", 0.0))
+    if not (0 < width < 1e6 and 0 < height < 1e6 and focal_x > 0 and parameters.get("fy", focal_x) > 0):
+        raise ValueError(f"a camera of {width} x {height} pixels with focal length {focal_x}")
+    distortion = tuple(parameters.get(term, 0.0) for term in ("k1", "k2", "p1", "p2", "k3", "k4"))
+    return Lens(width, height, focal_x, parameters.get("fy"), cx=parameters["cx"], cy=parameters["cy"], distortion=distortion)
+
+
+def _known(model: str) -> str:
+    if model in OTHER_MODELS:
+        raise InputError(f"the COLMAP camera model {model} is not supported; undistort the photos with COLMAP first.")
+    if model not in MODELS:
+        raise ValueError(f"camera model {model[:40]}")
+    return model
+
+
+def _cloud(rows: list[PointRow]) -> PointCloud:
+    xyz = torch.tensor([position for position, _, _ in rows], dtype=torch.float32).reshape(-1, 3)
+    rgb = torch.tensor([colour for _, colour, _ in rows], dtype=torch.float32).reshape(-1, 3) / 255
+    seen = torch.tensor([float(count) for _, _, count in rows])
+    return PointCloud(xyz, rgb.clamp(0, 1), 1 - 1 / seen.clamp_min(1))[xyz.isfinite().all(dim=-1)]
+
+
+# --- binary: little endian, a count of 8 bytes first; slices beyond the end raise struct.error ------------------------
+
+
+def _count(data: bytes, record: int, at: int = 0) -> int:
+    """The number of records announced at `at`; each has at least `record` bytes, so a damaged number shows."""
+    (count,) = struct.unpack_from("<Q", data, at)
+    if count * record > len(data) - at - 8:
+        raise ValueError(f"{count} records announced in {len(data)} bytes")
+    return count
+
+
+def _binary_cameras(data: bytes) -> dict[int, Lens]:
+    names = {number: name for name, (number, _) in MODELS.items()} | {5 + i: name for i, name in enumerate(OTHER_MODELS)}
+    lenses, at = {}, 8
+    for _ in range(_count(data, 48)):
+        camera, number, width, height = struct.unpack_from("<IiQQ", data, at)
+        model = _known(names.get(number, str(number)))
+        parameters = len(MODELS[model][1])
+        lenses[camera] = _lens(model, width, height, struct.unpack_from(f"<{parameters}d", data, at + 24))
+        at += 24 + 8 * parameters
+    return lenses
+
+
+def _binary_images(data: bytes) -> Iterator[PoseRow]:
+    at = 8
+    for _ in range(_count(data, 73)):
+        numbers = struct.unpack_from("<7d", data, at + 4)
+        (camera,) = struct.unpack_from("<I", data, at + 60)
+        end = data.index(b"\0", at + 64, at + 64 + 4096)
+        yield data[at + 64 : end].decode(), camera, numbers
+        at = end + 9 + 24 * _count(data, 24, end + 1)
+
+
+def _binary_points(data: bytes) -> Iterator[PointRow]:
+    at = 8
+    for _ in range(_count(data, 51)):
+        values = struct.unpack_from("<3d3B", data, at + 8)
+        seen = _count(data, 8, at + 43)
+        yield values[:3], values[3:], seen
+        at += 51 + 8 * seen
+
+
+# --- text: one record a line, two for an image; comments begin with # -------------------------------------------------
+
+
+def _lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if not line.startswith("#")]
+
+
+def _text_cameras(text: str) -> dict[int, Lens]:
+    lenses = {}
+    for line in filter(str.strip, _lines(text)):
+        camera, model, width, height, *values = line.split()
+        lenses[int(camera)] = _lens(_known(model), int(width), int(height), tuple(map(float, values)))
+    return lenses
+
+
+def _text_images(text: str) -> Iterator[PoseRow]:
+    lines = _lines(text)
+    while lines and not lines[0].strip():
+        del lines[0]
+    for line in lines[::2]:  # the second line of each holds its keypoints and may be empty
+        if line.strip():
+            fields = line.split(maxsplit=9)
+            yield fields[9].strip(), int(fields[8]), tuple(map(float, fields[1:8]))
+
+
+def _text_points(text: str) -> Iterator[PointRow]:
+    for line in filter(str.strip, _lines(text)):
+        fields = line.split()
+        yield tuple(map(float, fields[1:4])), tuple(map(int, fields[4:7])), (len(fields) - 8) // 2

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from recon.poses import Poses
-from recon.poses.given_cameras import GivenCamera, Lens, matched
+from recon.poses.given_cameras import GivenCamera, Lens, inverted_rigid, matched
 from splat.cameras import Cameras
 from splat.errors import InputError
 from splat.io.atomic import atomically
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 64_000_000  # of a transforms.json; 100,000 frames fit
-RIGID_TOLERANCE = 0.01  # of R^T R from the identity; files with few decimals stay below
 
 
 def load_poses(path: Path, photos: Sequence[Photo]) -> Poses:
@@ -185,26 +184,6 @@ def _cam_from_world(rows: Any, where: str) -> Tensor:
     if len(rows) == 4 and (matrix[3] - torch.tensor([0.0, 0, 0, 1], dtype=torch.float64)).abs().max() > 1e-6:
         raise InputError(f"{where} has a transform_matrix whose last row is not 0 0 0 1; store it row by row.")
     return inverted_rigid(matrix[:3, :3] * torch.tensor([1.0, -1, -1], dtype=torch.float64), matrix[:3, 3], where)
-
-
-def inverted_rigid(rotation: Tensor, centre: Tensor, where: str) -> Tensor:
-    """world_from_cam as rotation [3, 3] and centre [3] -> cam_from_world [4, 4]; refuses what is not rigid."""
-    determinant = float(torch.linalg.det(rotation))
-    error = float((rotation.T @ rotation - torch.eye(3, dtype=rotation.dtype)).abs().max())
-    if determinant <= 0:
-        raise InputError(
-            f"{where} has a mirrored rotation (determinant {determinant:.3g}); check the axes it was exported with."
-        )
-    if error > RIGID_TOLERANCE:
-        scale = determinant ** (1 / 3)
-        raise InputError(
-            f"{where} has a transform_matrix that is not rigid (scale {scale:.4g}, error {error:.2g}); remove scale and shear."
-        )
-    u, _, vt = torch.linalg.svd(rotation)
-    out = torch.eye(4, dtype=torch.float64)
-    out[:3, :3] = (u @ vt).T  # the nearest rotation
-    out[:3, 3] = -out[:3, :3] @ centre
-    return out
 
 
 def _lens(fields: dict[str, Any], where: str) -> Lens:

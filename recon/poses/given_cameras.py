@@ -19,6 +19,8 @@ from splat.points import PointCloud
 if TYPE_CHECKING:
     from recon.photos import Photo
 
+RIGID_TOLERANCE = 0.01  # of R^T R from the identity; files with few decimals stay below
+
 
 @dataclass(frozen=True)
 class Lens:
@@ -80,6 +82,26 @@ def matched(given: Sequence[GivenCamera], points: PointCloud, photos: Sequence[P
             f"the lens distortion in {source} is more than k1 can express; up to {worst:.1f} pixels are left at the corners."
         )
     return Poses(tuple(cameras), tuple(k1s), tuple(reasons), points, tuple(warnings), {"given": float(len(given))})
+
+
+def inverted_rigid(rotation: Tensor, centre: Tensor, where: str) -> Tensor:
+    """world_from_cam as rotation [3, 3] and centre [3] -> cam_from_world [4, 4]; refuses what is not rigid."""
+    determinant = float(torch.linalg.det(rotation))
+    error = float((rotation.T @ rotation - torch.eye(3, dtype=rotation.dtype)).abs().max())
+    if determinant <= 0:
+        raise InputError(
+            f"{where} has a mirrored rotation (determinant {determinant:.3g}); check the axes it was exported with."
+        )
+    if error > RIGID_TOLERANCE:
+        scale = determinant ** (1 / 3)
+        raise InputError(
+            f"{where} has a transform_matrix that is not rigid (scale {scale:.4g}, error {error:.2g}); remove scale and shear."
+        )
+    u, _, vt = torch.linalg.svd(rotation)
+    out = torch.eye(4, dtype=torch.float64)
+    out[:3, :3] = (u @ vt).T  # the nearest rotation
+    out[:3, 3] = -out[:3, :3] @ centre
+    return out
 
 
 def _stem(name: str) -> str:
