@@ -51,12 +51,13 @@ def read_colmap_folder(path: Path) -> tuple[list[GivenCamera], PointCloud]:
             images = list(_text_images((folder / "images.txt").read_text()))
             points = list(_text_points((folder / "points3D.txt").read_text())) if (folder / "points3D.txt").is_file() else []
         given = [GivenCamera(PurePosixPath(name), _pose(name, numbers), lenses[camera]) for name, camera, numbers in images]
-    except (struct.error, ValueError, IndexError, KeyError, OSError, OverflowError) as error:
+        cloud = _cloud(points)
+    except (struct.error, ValueError, IndexError, KeyError, OSError, OverflowError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"the COLMAP model in {folder} is damaged ({reason}); export it again.") from error
     if not given:
         raise InputError(f"the COLMAP model in {folder} has no placed image; solve it again.")
-    return given, _cloud(points)
+    return given, cloud
 
 
 def _pose(name: str, numbers: tuple[float, ...]) -> torch.Tensor:
