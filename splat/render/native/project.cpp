@@ -116,7 +116,7 @@ void project_backward(const Scene& scene, const View& view, int threads, const C
         for (int64_t i = c * CHUNK; i < end; i += LANES) {
             int lanes = (int)std::min<int64_t>(LANES, end - i);
             unsigned live = 0;
-            for (int l = 0; l < lanes; ++l) live |= unsigned(state.touched[i + l] > 0) << l;
+            for (int l = 0; l < lanes; ++l) live |= unsigned(state.slots[i + l].count > 0) << l;
             if (first_camera) {
                 int stride = 3 * scene.terms;
                 if (!live) {
@@ -135,9 +135,9 @@ void project_backward(const Scene& scene, const View& view, int threads, const C
             unsigned negative[3] = {};
             for (int l = 0; l < lanes; ++l) {
                 if (!(live >> l & 1)) continue;
-                const float* slot = scratch.slots.data() + 10 * size_t(state.first_slot[i + l]);
+                const float* slot = scratch.slots.data() + 10 * size_t(state.slots[i + l].first);
                 float total[10] = {};
-                for (uint32_t k = 0; k < state.touched[i + l]; ++k, slot += 10)
+                for (uint32_t k = 0; k < state.slots[i + l].count; ++k, slot += 10)
                     for (int j = 0; j < 10; ++j) total[j] += slot[j];
                 for (int j = 0; j < 10; ++j) sums[j][l] = total[j];
                 for (int k = 0; k < 3; ++k) negative[k] |= unsigned(state.clamped[i + l] >> k & 1) << l;

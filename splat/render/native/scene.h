@@ -99,28 +99,32 @@ struct alignas(64) Record {
 };
 
 struct Pair {  // a Gaussian touches a tile
+    uint32_t rank;  // of the Gaussian by depth
     uint32_t tile;
     Bits blocks;
 };
 
 struct Entry {  // the same in the tile's list, nearest first
-    uint32_t rank;  // of the Gaussian by depth: its record
+    uint32_t rank;  // of the record
     uint32_t slot;  // where the backward pass puts this pair's ten sums
     Bits blocks;
 };
 
+struct Slots {  // of one Gaussian: one for every tile it touches; Gaussians in their own order
+    uint32_t first, count;
+};
+
 struct CameraState {
-    Buffer<Record> records;        // by depth
-    Buffer<uint8_t> clamped;       // [N] bit k: colour channel k was clamped at 0
-    Buffer<uint32_t> touched;      // [N] tiles touched, 0 when not drawn
-    Buffer<uint32_t> first_slot;   // [N] slots of one Gaussian follow each other, Gaussians in their own order
-    Buffer<uint32_t> tile_start;   // [tiles + 1]
+    Buffer<Record> records;       // by depth
+    Buffer<uint8_t> clamped;      // [N] bit k: colour channel k was clamped at 0
+    Buffer<Slots> slots;          // [N]
+    Buffer<uint32_t> tile_start;  // [tiles + 1]
     Buffer<Entry> entries;
     uint32_t drawn = 0;
     uint32_t pair_count = 0;
 
     size_t bytes() const {
-        return records.bytes() + clamped.bytes() + touched.bytes() + first_slot.bytes() + tile_start.bytes() + entries.bytes();
+        return records.bytes() + clamped.bytes() + slots.bytes() + tile_start.bytes() + entries.bytes();
     }
 };
 

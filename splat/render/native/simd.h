@@ -67,6 +67,8 @@ inline V to_float(I v) { return _mm512_cvtepi32_ps((__m512i)v); }
 inline I truncate(V v) { return (I)_mm512_cvttps_epi32(v); }
 inline V round_down(V v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
 inline V round_up(V v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC); }
+// The square root or up to 0.1 % more.
+inline V sqrt_above(V a) { return a * 1.0002f * _mm512_rsqrt14_ps(a); }
 // v with the sign bit set in the lanes of m.
 inline V marked(Mask m, V v) { return _mm512_mask_or_ps(v, m, v, _mm512_set1_ps(-0.0f)); }
 // 1 / a to about 1e-7 relative; a in [1e-3, 1].
@@ -85,6 +87,7 @@ inline unsigned bits(Mask m) { return (unsigned)_mm256_movemask_ps((__m256)m); }
 inline V to_float(I v) { return _mm256_cvtepi32_ps((__m256i)v); }
 inline I truncate(V v) { return (I)_mm256_cvttps_epi32(v); }
 inline V round_down(V v) { return _mm256_floor_ps(v); }
+inline V sqrt_above(V a) { return a * 1.0005f * _mm256_rsqrt_ps(a); }
 inline V round_up(V v) { return _mm256_ceil_ps(v); }
 #else
 inline V fma(V a, V b, V c) { return a * b + c; }
@@ -107,6 +110,7 @@ inline unsigned bits(Mask m) {
 }
 inline V to_float(I v) { return __builtin_convertvector(v, V); }
 inline I truncate(V v) { return __builtin_convertvector(v, I); }
+inline V sqrt_above(V a) { return sqrt(a); }
 inline V round_down(V v) {  // within the range of int32
     V t = to_float(truncate(v));
     return t > v ? t - 1.0f : t;

@@ -65,8 +65,10 @@ inline void strip_columns(const View& view, const Ellipse& e, V strip, V& low, V
     top = max(top - e.slack_y, -e.reach_y);
     V y_right = min(max(e.tilt, top), bottom), y_left = min(max(-e.tilt, top), bottom);
     V inverse_a = 1.0f / e.a;
-    V right = (sqrt(max(e.a * e.level - e.det * y_right * y_right, V{})) - e.b * y_right) * inverse_a;
-    V left = (-sqrt(max(e.a * e.level - e.det * y_left * y_left, V{})) - e.b * y_left) * inverse_a;
+    V root_right = sqrt_above(max(e.a * e.level - e.det * y_right * y_right, splat(1e-30f)));
+    V root_left = sqrt_above(max(e.a * e.level - e.det * y_left * y_left, splat(1e-30f)));
+    V right = (root_right - e.b * y_right) * inverse_a;
+    V left = (-root_left - e.b * y_left) * inverse_a;
     // Pixel i is inside when its centre i + 0.5 is. A strip beside the ellipse has top > bottom.
     V first = clamp(left + (e.x - e.slack_x - 0.5f), 0.0f, (float)view.width);
     V last = clamp(right + (e.x + e.slack_x + 0.5f), 0.0f, (float)view.width);  // exclusive once rounded down
@@ -126,7 +128,7 @@ class Emitter {
     Emitter(const View& view, Buffer<Pair>& pairs, uint32_t* counts) : view_(view), pairs_(pairs), counts_(counts) {}
 
     // Writes how many tiles each of `count` records touches.
-    void emit(const Record* records, int count, uint32_t* touched) {
+    void emit(const Record* records, uint32_t rank, int count, uint32_t* touched) {
         Ellipse e = gather_ellipses(records, count);
         // Tiles of the box; pixel centres decide about the last row and column of tiles soon enough.
         V tx0 = tile_of(e.x - e.reach_x - e.slack_x, view_.tiles_x), tx1 = tile_of(e.x + e.reach_x + e.slack_x, view_.tiles_x);
@@ -160,7 +162,7 @@ class Emitter {
                     uint32_t tile = uint32_t(((int)y0[l] + y) * view_.tiles_x + (int)x0[l]);
                     for (int x = 0; x <= (int)wide[l]; ++x) {
                         Bits blocks = tile_bits(words, x);
-                        *out = {tile + x, blocks};
+                        *out = {rank + l, tile + x, blocks};
                         counts_[tile + x] += blocks != 0;
                         out += blocks != 0;
                     }
@@ -169,7 +171,7 @@ class Emitter {
                 used_ += touched[l];
             } else {
                 size_t before = used_;
-                emit_large(only_lane(e, l), (int)x0[l], (int)y0[l], (int)wide[l] + 1, (int)tall[l] + 1);
+                emit_large(only_lane(e, l), rank + l, (int)x0[l], (int)y0[l], (int)wide[l] + 1, (int)tall[l] + 1);
                 touched[l] = uint32_t(used_ - before);
             }
             if (used_ > UINT32_MAX / 2) throw std::bad_alloc();
@@ -181,7 +183,7 @@ class Emitter {
   private:
     static V tile_of(V pixel, int tiles) { return round_down(clamp(pixel * (1.0f / TILE), 0.0f, tiles - 1.0f)); }
 
-    void emit_large(const Ellipse& e, int tx0, int ty0, int wide, int tall) {
+    void emit_large(const Ellipse& e, uint32_t rank, int tx0, int ty0, int wide, int tall) {
         alignas(64) float ramp[LANES];
         for (int l = 0; l < LANES; ++l) ramp[l] = (float)l;
         alignas(64) float low[TILE * 4], high[TILE * 4];
@@ -208,7 +210,7 @@ class Emitter {
                 }
                 if (!blocks) continue;
                 uint32_t tile = uint32_t(ty * view_.tiles_x + tx);
-                *out++ = {tile, blocks};
+                *out++ = {rank, tile, blocks};
                 ++counts_[tile];
             }
             used_ = out - pairs_.data();
@@ -251,9 +253,11 @@ void bin_by_depth(const Scene& scene, const View& view, int threads, CameraState
     uint32_t* counts = scratch.counts.reserve(size_t(parts) * tiles);
     uint32_t* touched_by_rank = order_other;
     Record* records = state.records.reserve(drawn);
-    state.touched.reserve(n);
-    std::fill(state.touched.data(), state.touched.data() + n, 0u);
+    uint32_t* gaussian_by_rank = keys_other;
+    Slots* slots = state.slots.reserve(n);
+    std::memset(static_cast<void*>(slots), 0, n * sizeof(Slots));
     if (scratch.pairs.size() < parts) scratch.pairs.resize(parts);
+    std::vector<uint64_t> pairs_before(parts + 1);
     auto range = [&](int64_t part) { return uint32_t(uint64_t(drawn) * part / parts); };
     parallel(threads, parts, [&](int64_t part) {
         uint32_t* count = counts + part * size_t(tiles);
@@ -266,19 +270,22 @@ void bin_by_depth(const Scene& scene, const View& view, int threads, CameraState
                 if (k + l + 2 * LANES < end) __builtin_prefetch(&scratch.records[order[k + l + 2 * LANES]]);
                 records[k + l] = scratch.records[order[k + l]];
             }
-            emitter.emit(records + k, lanes, touched_by_rank + k);
-            for (int l = 0; l < lanes; ++l) state.touched[records[k + l].gaussian] = touched_by_rank[k + l];
+            emitter.emit(records + k, k, lanes, touched_by_rank + k);
+            for (int l = 0; l < lanes; ++l) {
+                gaussian_by_rank[k + l] = records[k + l].gaussian;
+                slots[records[k + l].gaussian].count = touched_by_rank[k + l];
+            }
         }
+        pairs_before[part + 1] = emitter.used();
     });
-
-    state.first_slot.reserve(n);
-    uint64_t slot = 0;
+    for (uint32_t part = 0; part < parts; ++part) pairs_before[part + 1] += pairs_before[part];
+    if (pairs_before[parts] > UINT32_MAX / 2) throw std::bad_alloc();
+    state.pair_count = (uint32_t)pairs_before[parts];
+    uint32_t next_slot = 0;
     for (int64_t i = 0; i < n; ++i) {
-        state.first_slot[i] = (uint32_t)slot;
-        slot += state.touched[i];
+        slots[i].first = next_slot;
+        next_slot += slots[i].count;
     }
-    if (slot > UINT32_MAX / 2) throw std::bad_alloc();
-    state.pair_count = (uint32_t)slot;
 
     state.tile_start.reserve(tiles + 1);
     uint32_t total = 0;
@@ -295,11 +302,17 @@ void bin_by_depth(const Scene& scene, const View& view, int threads, CameraState
     Entry* entries = state.entries.reserve(total);
     parallel(threads, parts, [&](int64_t part) {
         uint32_t* next = counts + part * size_t(tiles);
-        const Pair* pair = scratch.pairs[part].data();
+        // From a pair's number to its slot, by rank; differences of uint32 wrap round and back.
+        uint32_t* shift = touched_by_rank;
+        uint32_t number = (uint32_t)pairs_before[part];
         for (uint32_t k = range(part), end = range(part + 1); k < end; ++k) {
-            uint32_t first = state.first_slot[records[k].gaussian];
-            for (uint32_t j = 0; j < touched_by_rank[k]; ++j, ++pair) entries[next[pair->tile]++] = {k, first + j, pair->blocks};
+            Slots own = slots[gaussian_by_rank[k]];
+            shift[k] = own.first - number;
+            number += own.count;
         }
+        const Pair* pair = scratch.pairs[part].data();
+        for (number = (uint32_t)pairs_before[part]; number < pairs_before[part + 1]; ++number, ++pair)
+            entries[next[pair->tile]++] = {pair->rank, number + shift[pair->rank], pair->blocks};
     });
 }
 
