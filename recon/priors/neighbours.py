@@ -32,24 +32,28 @@ def depth_range(photo: Photo, others: list[Photo], points: PointCloud | None) ->
             return near / MARGIN**2, far * MARGIN**2
     centres = torch.cat([p.camera.centers for p in [photo, *others]]).double()
     axes = torch.cat([p.camera.forward for p in [photo, *others]]).double()
-    focus = _focus(centres, axes)
-    distance = float(((focus - centres[0]) * axes[0]).sum())
     spread = float((centres - centres[0]).norm(dim=1).max())
     if spread < 1e-9:  # one viewpoint: no depth can be seen, any range does
         return 0.5, 50.0
-    if distance < 0.5 * spread:  # the optical axes do not meet in front: cameras side by side, or looking outwards
+    focus = _focus(centres, axes)
+    if focus is None:  # cameras side by side, or looking outwards
         return 0.5 * spread, 50 * spread
+    distance = float(((focus - centres[0]) * axes[0]).sum())
+    distance = distance if distance > 0 else float((focus - centres[0]).norm())
     return 0.3 * distance, 3 * distance
 
 
-def _focus(centres: Tensor, axes: Tensor) -> Tensor:
-    """The point nearest to all optical axes, in the least-squares sense; parallel axes put it anywhere on them."""
-    normal = torch.eye(3, dtype=centres.dtype, device=centres.device) - axes[:, :, None] * axes[:, None, :]  # [C, 3, 3]
-    return (
-        torch.linalg.lstsq(normal.sum(0).cpu(), (normal @ centres[:, :, None]).sum(0).cpu(), driver="gelsd")
-        .solution[:, 0]
-        .to(centres)
-    )
+def _focus(centres: Tensor, axes: Tensor) -> Tensor | None:
+    """The point nearest to all optical axes in the least-squares sense; None where they do not meet in front.
+
+    That is, when the axes are within about two degrees of parallel, or the point is behind one camera in five.
+    """
+    normal = (torch.eye(3, dtype=centres.dtype, device=centres.device) - axes[:, :, None] * axes[:, None, :]).cpu()
+    if float(torch.linalg.eigvalsh(normal.mean(0))[0]) < 0.03**2:
+        return None
+    focus = torch.linalg.solve(normal.sum(0), (normal @ centres.cpu()[:, :, None]).sum(0))[:, 0].to(centres)
+    ahead = ((focus - centres) * axes).sum(1) > 0
+    return focus if float(ahead.float().mean()) > 0.8 else None
 
 
 def _inside(pixels: Tensor, depth: Tensor, photo: Photo) -> Tensor:
@@ -101,7 +105,7 @@ def _probes(photo: Photo, points: PointCloud | None, span: tuple[float, float]) 
             picked = torch.linspace(0, len(ys) - 1, 64, device=ys.device).long()
             pixels = torch.stack([xs[picked] + 0.5, ys[picked] + 0.5], dim=-1)
     near, far = span
-    depths = 1 / torch.linspace(1 / far, 1 / near, 5, device=pixels.device)[1:4]
+    depths = near * (far / near) ** torch.tensor([0.25, 0.5, 0.75], device=pixels.device)
     return unproject(photo, pixels, depths[:, None]).reshape(-1, 3)
 
 
@@ -118,9 +122,10 @@ def unproject(photo: Photo, pixels: Tensor, depth: Tensor) -> Tensor:
 def hull_bounds(photo: Photo, others: list[Photo], span: tuple[float, float], samples: int = 64) -> tuple[Tensor, Tensor]:
     """Inverse depth (low, high) [H, W] of the photo's pixels that the silhouettes of the others allow.
 
-    A point outside another photo's silhouette, though inside its frame, is not on the subject. Where nothing is allowed,
-    low > high. Photos without a mask set no bound. Gaps between allowed stretches are not kept. Found on every second
-    pixel and widened by one, since silhouettes are known to a pixel at best.
+    A point outside another photo's silhouette, though inside its frame, is not on the subject; nor is one that fewer
+    than a third of the photos have in their frame: it hides beyond the cameras. Where nothing is allowed, low > high.
+    Without masks there is no bound. Gaps between allowed stretches are not kept. Found on every second pixel and
+    widened by one, since silhouettes are known to a pixel at best.
     """
     height, width = photo.gray.shape
     far, near = 1 / span[1], 1 / span[0]
@@ -136,11 +141,15 @@ def hull_bounds(photo: Photo, others: list[Photo], span: tuple[float, float], sa
     pixels = torch.stack([u, v], dim=-1)[subject]  # [P, 2]
     inverse = torch.linspace(far, near, samples, device=pixels.device)
     allowed = torch.ones((samples, len(pixels)), dtype=torch.bool, device=pixels.device)
+    seen = torch.zeros(allowed.shape, dtype=torch.int16, device=pixels.device)
     for other in masked:
         link = neighbour(photo, other)
         places = link.warp(link.base(pixels), inverse[:, None])
         grown = torch.nn.functional.max_pool2d(other.mask[None, None], 3, stride=1, padding=1)[0, 0]
-        allowed &= ~in_frame(places) | (sample(grown, places) > 0.5)
+        inside = in_frame(places)
+        allowed &= ~inside | (sample(grown, places) > 0.5)
+        seen += inside
+    allowed &= seen >= -(-len(masked) // 3)
     step = float(inverse[1] - inverse[0])
     lowest = torch.where(allowed, inverse[:, None], torch.inf).amin(0) - step
     highest = torch.where(allowed, inverse[:, None], -torch.inf).amax(0) + step

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recon.priors.matching import window_sum
 from splat.cameras import Cameras
 
 GRAZING = 0.12  # cosine of surface normal and ray below which a plane between known pixels is taken for a depth edge
@@ -47,18 +46,20 @@ def pixel_grid(height: int, width: int, device: torch.device) -> Tensor:
 
 def fitted_slopes(inverse: Tensor, valid: Tensor) -> Tensor:
     """[h, w, 2] slopes of inverse depth [h, w]: least-squares planes through 5 x 5 windows of valid pixels."""
-    size, pad = 5, 2
-    weight = torch.nn.functional.pad(valid.float(), (pad,) * 4)
-    values = torch.nn.functional.pad(torch.where(valid, inverse, 0.0), (pad,) * 4)
-    total = window_sum(weight, size).clamp_min(1e-6)
-    mean = window_sum(values, size) / total
-    slopes = []
-    for coordinate in pixel_grid(*weight.shape, weight.device).unbind(-1):
-        centre = window_sum(weight * coordinate, size) / total
-        spread = window_sum(weight * coordinate * coordinate, size) / total - centre * centre
-        joint = window_sum(values * coordinate, size) / total - centre * mean
-        slopes.append(torch.where(spread > 0.1, joint / spread.clamp_min(0.1), 0.0))
-    return torch.stack(slopes, dim=-1)
+    line = torch.arange(-2.0, 3.0, device=inverse.device)
+    kernels = torch.stack([torch.ones(5, 5, device=inverse.device), line.expand(5, 5), line[:, None].expand(5, 5)])
+    kernels = torch.cat([kernels, kernels[1:] ** 2, kernels[1:2] * kernels[2:]])[:, None]  # 1, x, y, x^2, y^2, x y
+    middle = inverse[valid].mean() if valid.any() else 0.0  # small numbers keep their digits
+    weight = valid.float()[None, None]
+    values = torch.where(valid, inverse - middle, 0.0)[None, None]
+    total, x, y, xx, yy, xy = torch.nn.functional.conv2d(weight, kernels, padding=2)[0]
+    mean, xv, yv = torch.nn.functional.conv2d(values, kernels[:3], padding=2)[0]
+    total = total.clamp_min(1)
+    xx, yy, xy = xx - x * x / total, yy - y * y / total, xy - x * y / total
+    xv, yv = xv - x * mean / total, yv - y * mean / total
+    determinant = xx * yy - xy * xy
+    slope = torch.stack([yy * xv - xy * yv, xx * yv - xy * xv], dim=-1) / determinant.clamp_min(1e-3)[..., None]
+    return torch.where((determinant > 0.5)[..., None], slope, 0.0)  # fewer pixels than a plane needs: fronto-parallel
 
 
 def _coefficients(inverse: Tensor, slope: Tensor, pixels: Tensor) -> Tensor:
