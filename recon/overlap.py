@@ -29,7 +29,8 @@ class Pair:
     second: int
     shared: int  # matches that fit one epipolar geometry
     motion: float  # median shift of those matches, in picture diagonals
-    homography: Tensor | None  # [3, 3] pixels of SIDE-sized photos, where one explains nearly all shared matches, else None
+    flat: float  # share of those matches that one homography explains
+    homography: Tensor | None  # [3, 3] that homography, float64, in pixels of SIDE-sized photos
     points: Tensor  # [shared, 4] x, y in the first and in the second photo, divided by their sizes
 
     @property
@@ -79,10 +80,10 @@ def mutual_nearest(a: Features, b: Features, min_cosine: float = 0.82) -> Tensor
 
 
 def verified(a: Features, b: Features, rows: Tensor, first: int, second: int) -> Pair:
-    """The matches that fit one fundamental matrix (MAGSAC), their motion, and the homography if that explains them too."""
+    """The matches that fit one fundamental matrix (MAGSAC), their motion, and how far one homography explains them."""
     import cv2
 
-    nothing = Pair(first, second, 0, 0.0, None, torch.zeros(0, 4))
+    nothing = Pair(first, second, 0, 0.0, 0.0, None, torch.zeros(0, 4))
     if len(rows) < 8:
         return nothing
     x = a.keypoints[rows[:, 0]].double().numpy()
@@ -94,21 +95,24 @@ def verified(a: Features, b: Features, rows: Tensor, first: int, second: int) ->
     x, y = x[good], y[good]
     # Everything here is small: 4 pixels of 640 for a homography, as keypoints of XFeat are good to about one.
     homography, flat = cv2.findHomography(x, y, cv2.USAC_MAGSAC, 4.0, maxIters=2000, confidence=0.999)
-    explained = homography is not None and flat.mean() > 0.9
     motion = float(np.median(np.linalg.norm(x - y, axis=1))) / math.hypot(a.width, a.height)
     points = torch.from_numpy(np.hstack([x / [a.width, a.height], y / [b.width, b.height]])).float()
-    return Pair(first, second, len(x), motion, torch.from_numpy(homography) if explained else None, points)
+    if homography is None:
+        return Pair(first, second, len(x), motion, 0.0, None, points)
+    return Pair(first, second, len(x), motion, float(flat.mean()), torch.from_numpy(homography), points)
 
 
 def only_turned(pairs: Sequence[Pair], sizes: Sequence[tuple[int, int]], focals: Sequence[float | None]) -> bool:
-    """Whether all linked pairs with motion look like one camera turned on the spot, which shows no depth.
+    """Whether the linked pairs with motion look like one camera turned on the spot, which shows no depth.
 
     A turn moves pixels by K R K^-1; a plane seen from two places by K (R + t n^T / d) K^-1, whose middle part has unequal
     singular values. `focals` in long sides; where unknown, the focal length that makes the turns most alike is taken.
     """
     moving = [pair for pair in pairs if pair.linked and pair.motion > 0.02]
-    if not moving or any(pair.homography is None for pair in moving):
+    # Not all: an epipolar geometry always takes a few wrong matches along, more where the overlap is small.
+    if not moving or sum(p.flat * p.shared for p in moving) < 0.75 * sum(p.shared for p in moving):
         return False
+    moving = [pair for pair in moving if pair.flat > 0.75]
     known = [focal for focal in focals if focal]
     trials = [float(np.median(known))] if known else list(np.geomspace(0.6, 3, 17))
     return min(float(np.median([_unlike_turn(pair, sizes, focal) for pair in moving])) for focal in trials) < 1.04
