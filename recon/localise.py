@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from recon.features import FeatureConfig, Features, count_mutual, extract, match
+from recon.features import FeatureConfig, Features, Kind, count_mutual, extract, match
 from recon.poses import Observations, PoseConfig, Poses
 from splat.cameras import Cameras
 
@@ -26,21 +26,26 @@ def localise(photo: Photo, placed: Sequence[Photo], poses: Poses, config: PoseCo
     `placed` are the photos of `poses`, which must come from a solver (poses from a file carry no observations: None). The lens
     is taken from a placed photo of the same size. Perspective-n-point with RANSAC, refined on its inliers; deterministic.
     """
-    seen = [(other, o) for other, o in zip(placed, poses.observations) if o is not None]
-    if not seen:
+    by_kind: dict[Kind, list[Observations]] = {}
+    for entry in poses.observations:
+        for observed in entry:
+            by_kind.setdefault(observed.features.kind, []).append(observed)
+    if not by_kind:
         return None, 0.0
-    kind = seen[0][1].features.kind
-    count = max(len(o.features) for _, o in seen)
-    found = extract(photo.image, FeatureConfig(kind=kind, max_keypoints=count), config.device)
-    pixels, points = _correspondences(found, [o for _, o in seen], poses)
-    if len(points) < MIN_INLIERS:
-        return None, 0.0
+    width, height = photo.size
     focal, k1 = _lens(photo, placed, poses)
-    cam_from_world = _perspective_n_point(_bearings(pixels, found, focal, k1), points, MAX_ERROR * max(photo.size) / focal)
+    bearings, points = [], []
+    for kind, seen in by_kind.items():
+        count = max(len(o.features) for o in seen)
+        found = extract(photo.image, FeatureConfig(kind=kind, max_keypoints=count), config.device)
+        pixels, xyz = _correspondences(found, seen, poses)
+        bearings.append(_bearings(pixels - [width / 2, height / 2], focal, k1))
+        points.append(xyz)
+    cam_from_world = _perspective_n_point(np.concatenate(bearings), np.concatenate(points), MAX_ERROR * max(photo.size) / focal)
     if cam_from_world is None:
         return None, 0.0
-    K = torch.tensor([[focal, 0, found.width / 2], [0, focal, found.height / 2], [0, 0, 1]], dtype=torch.float32)
-    return Cameras(torch.from_numpy(cam_from_world).float()[None], K[None], found.width, found.height), k1
+    K = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]], dtype=torch.float32)
+    return Cameras(torch.from_numpy(cam_from_world).float()[None], K[None], width, height), k1
 
 
 def _correspondences(found: Features, seen: Sequence[Observations], poses: Poses) -> tuple[np.ndarray, np.ndarray]:
@@ -77,9 +82,9 @@ def _lens(photo: Photo, placed: Sequence[Photo], poses: Poses) -> tuple[float, f
     return float(camera.K[0, 0, 0]) * long / max(camera.width, camera.height), poses.k1[nearest]
 
 
-def _bearings(pixels: np.ndarray, found: Features, focal: float, k1: float) -> np.ndarray:
-    """Pixels -> x / z, y / z with the distortion removed by fixed-point iteration."""
-    bent = (pixels - [found.width / 2, found.height / 2]) / focal
+def _bearings(offsets: np.ndarray, focal: float, k1: float) -> np.ndarray:
+    """Pixels from the image's centre -> x / z, y / z with the distortion removed by fixed-point iteration."""
+    bent = offsets / focal
     plain = bent.copy()
     for _ in range(20):
         plain = bent / (1 + k1 * (plain**2).sum(1, keepdims=True))
@@ -90,6 +95,8 @@ def _perspective_n_point(bearings: np.ndarray, points: np.ndarray, max_error: fl
     """[4, 4] cam_from_world, or None without `MIN_INLIERS` agreeing correspondences."""
     import cv2
 
+    if len(points) < MIN_INLIERS:
+        return None
     eye = np.eye(3)
     ok, turn, shift, inliers = cv2.solvePnPRansac(
         points,

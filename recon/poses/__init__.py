@@ -32,8 +32,9 @@ class PoseConfig:
     """How camera poses are found."""
 
     method: Literal["colmap"] = "colmap"  # a key of BACKENDS
-    features: Literal["auto", "xfeat", "sift"] = "auto"  # auto: XFeat, and SIFT where XFeat finds too little
-    max_keypoints: int | None = None  # per photo; None picks 2048 for up to 8 photos and 1280 above
+    # auto: SIFT, whose keypoints are the most exact, and XFeat with it where SIFT alone leaves a photo or a doubt
+    features: Literal["auto", "xfeat", "sift", "both"] = "auto"
+    max_keypoints: int | None = None  # per photo and kind; None picks 2048, for XFeat 1280 above 8 photos
     intrinsics: Literal["shared", "per-photo"] = "shared"  # shared: one lens per image size; per-photo: zoomed in between
     only_masks: bool = False  # match inside the masks only (an object turned in front of a fixed background)
     exhaustive_up_to: int = 20  # photos; above it only promising pairs are matched
@@ -45,7 +46,7 @@ class PoseConfig:
 
 @dataclass(frozen=True)
 class Observations:
-    """What one photo saw: its features, and the row of `Poses.points` that each keypoint shows, -1 for none."""
+    """What one photo saw: its features of one kind, and the row of `Poses.points` that each keypoint shows, -1 for none."""
 
     features: Features
     point: Tensor  # [N] int64
@@ -64,7 +65,7 @@ class Poses:
     points: PointCloud  # sparse, confidence from track length
     warnings: tuple[str, ...] = ()  # sentences for the user
     facts: dict[str, float] = field(default_factory=dict)  # reprojection_px, track_length, points_per_photo, seconds, ...
-    observations: tuple[Observations | None, ...] = ()  # empty when poses came from a file
+    observations: tuple[tuple[Observations, ...], ...] = ()  # per photo one entry per kind of feature; () for poses from a file
 
     def __post_init__(self) -> None:
         n = len(self.cameras)

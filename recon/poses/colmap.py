@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,8 +24,9 @@ import torch
 from recon import features as feature_matching
 from recon.features import FeatureConfig, Features, Kind
 from recon.poses import Observations, PoseConfig, Poses, Solver
+from recon.poses.plausibility import Judgement, check_photos, judge
 from recon.poses.solution import NOMINAL_SIDE, Problem, Solution, Verified
-from splat.cameras import Cameras
+from splat.cameras import Cameras, intrinsics
 from splat.errors import InputError, StoppedLate
 from splat.points import PointCloud
 from splat.progress import Progress
@@ -35,43 +37,81 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 UNKNOWN_FOCAL = 1.2  # x long side: between a phone's main lens (0.75) and a portrait lens, and COLMAP's own guess
-FEW_KEYPOINTS = 100  # XFeat finds fewer on smooth surfaces; then SIFT gets its chance
+FEW_KEYPOINTS = 60  # a photo with fewer is blurred or shows nothing with texture
+WEAKEST = 15  # verified matches that a pair needs to count
+CLEAR = 0.85  # share of verified matches that a solution explains when there is nothing to doubt; false ones stay below 0.83
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One solution of one problem, judged. `kinds` are the features, concatenated in this order in the problem."""
+
+    kinds: tuple[Kind, ...]
+    features: dict[Kind, tuple[Features, ...]]
+    problem: Problem
+    verified: Verified
+    solution: Solution
+    judgement: Judgement
+
+    @property
+    def rank(self) -> tuple[int, float]:
+        """Larger is better: photos believed, then the share of the matches explained."""
+        return len(self.judgement.kept), self.judgement.explained
+
+    @property
+    def clear(self) -> bool:
+        """Every photo placed and believed, and nothing speaks against it."""
+        believed = len(self.judgement.kept) == len(self.problem.keypoints)
+        return believed and not self.judgement.warnings and self.judgement.explained >= CLEAR
 
 
 def solve(photos: Sequence[Photo], config: PoseConfig) -> Solver:
-    """The back-end `colmap` of `recon.poses.solve_poses`, which states the contract."""
+    """The back-end `colmap` of `recon.poses.solve_poses`, which states the contract.
+
+    SIFT first: its keypoints are exact to 0.2-0.5 px, XFeat's to 1 px, and it needs no network. Where it leaves a photo out or
+    a doubt, XFeat's matches, which bridge wider baselines, join in, and the better solution counts.
+    """
     if len(photos) < 2:
         raise InputError(f"{len(photos)} photo given; depth needs at least 2 photos from different places, better 8 or more.")
     started = time.monotonic()
-    kind: Kind = "sift" if config.features == "sift" else "xfeat"
-    features = yield from extract_all(photos, kind, config)
-    if config.features == "auto" and np.median([len(f) for f in features]) < FEW_KEYPOINTS:
-        log.warning("XFeat finds few keypoints (median %d); using SIFT", np.median([len(f) for f in features]))
-        features = yield from extract_all(photos, "sift", config)
-    pairs = choose_pairs(features, config)
-    matches = yield from match_all(features, pairs)
-    problem = pose_problem(photos, features, pairs, matches, config)
-    with tempfile.TemporaryDirectory(prefix="splatsmith-poses-") as name:
-        folder = Path(name)
-        problem.write(folder / "problem.npz")
-        yield from run_steps(folder, ("verify",), config)
-        if not (folder / "verify.npz").exists():
-            raise StoppedLate("The two-view verification failed; please report this with the photos.")
-        verified = Verified.read(folder / "verify.npz")
-        yield from run_steps(folder, ("incremental", "global"), config)
-        solutions = [Solution.read(folder / f"{mapper}.npz", mapper) for mapper in ("incremental", "global")]
-    found = sorted((s for s in solutions if s is not None), key=lambda s: (-len(s.photos), s.reprojection_error))
-    if not found:
+    names = [photo.name for photo in photos]
+    rounds: dict[str, list[tuple[Kind, ...]]] = {
+        "auto": [("sift",), ("sift", "xfeat")],
+        "both": [("sift", "xfeat")],
+        "sift": [("sift",)],
+        "xfeat": [("xfeat",)],
+    }
+    features: dict[Kind, tuple[Features, ...]] = {}
+    matches: dict[Kind, tuple[np.ndarray, ...]] = {}
+    attempts: list[Attempt] = []
+    pairs: list[tuple[int, int]] = []
+    for kinds in rounds[config.features]:
+        for kind in kinds:
+            if kind not in features:
+                features[kind] = yield from extract_all(photos, kind, config)
+                pairs = pairs or choose_pairs(features[kind], config)
+                matches[kind] = yield from match_all(features[kind], pairs)
+        problem = pose_problem(photos, [features[k] for k in kinds], pairs, [matches[k] for k in kinds], config)
+        verified, solutions = yield from map_problem(problem, names, config)
+        attempts += [
+            Attempt(kinds, dict(features), problem, verified, s, judge(problem, verified, s, names)) for s in solutions
+        ]
+        if any(attempt.clear for attempt in attempts):
+            break
+    check_photos(names, problem, verified)
+    if not attempts:
         raise StoppedLate(
             f"None of the {len(photos)} photos could be placed; take more photos that overlap by two thirds, "
             "of something with texture, moving the camera between them."
         )
-    seconds = time.monotonic() - started
-    return as_poses(photos, features, problem, verified, found[0], seconds)
+    best = max(attempts, key=lambda attempt: attempt.rank)
+    if best.judgement.refusal:
+        raise StoppedLate(best.judgement.refusal)
+    return as_poses(photos, best, time.monotonic() - started)
 
 
 def extract_all(photos: Sequence[Photo], kind: Kind, config: PoseConfig) -> Generator[Progress, None, tuple[Features, ...]]:
-    count = config.max_keypoints or (2048 if len(photos) <= 8 else 1280)
+    count = config.max_keypoints or (1280 if kind == "xfeat" and len(photos) > 8 else 2048)
     settings = FeatureConfig(kind=kind, max_keypoints=count)
     out = []
     for number, photo in enumerate(photos):
@@ -112,19 +152,27 @@ def match_all(
 
 def pose_problem(
     photos: Sequence[Photo],
-    features: Sequence[Features],
+    features: Sequence[Sequence[Features]],
     pairs: Sequence[tuple[int, int]],
-    matches: Sequence[np.ndarray],
+    matches: Sequence[Sequence[np.ndarray]],
     config: PoseConfig,
 ) -> Problem:
-    """Everything in the solver's pixels, one lens per image size and EXIF focal length (or per photo)."""
+    """Everything in the solver's pixels, one lens per image size and EXIF focal length (or per photo).
+
+    `features` and `matches` come per kind; the keypoints of a photo are those of all kinds, one kind after the other.
+    """
+    first = np.cumsum([[0] * len(photos), *([len(f) for f in kind] for kind in features)], axis=0)  # [kinds + 1, N]
+    joined = [
+        np.concatenate([rows + first[k, list(pair)] for k, rows in enumerate(found)])
+        for pair, found in zip(pairs, zip(*matches))
+    ]
     keypoints, scales, turned, of_photo = [], [], [], []
     lenses: dict[tuple, int] = {}
     cameras: list[list[float]] = []
-    for number, (photo, found) in enumerate(zip(photos, features)):
-        width, height = found.width, found.height
+    for number, photo in enumerate(photos):
+        width, height = photo.size
         scale = NOMINAL_SIDE / max(width, height)
-        points = found.keypoints.double().cpu().numpy() * scale
+        points = np.concatenate([kind[number].keypoints.double().cpu().numpy() for kind in features]) * scale
         if height > width:
             points = np.stack([points[:, 1], width * scale - points[:, 0]], axis=1)
         known = photo.focal_px is not None
@@ -138,7 +186,7 @@ def pose_problem(
         scales.append(scale)
         turned.append(height > width)
         of_photo.append(lenses[key])
-    linked = len({photo for pair, rows in zip(pairs, matches) if len(rows) >= 15 for photo in pair})
+    linked = len({photo for pair, rows in zip(pairs, joined) if len(rows) >= WEAKEST for photo in pair})
     all_known = all(camera[3] for camera in cameras)
     return Problem(
         keypoints=tuple(keypoints),
@@ -147,12 +195,36 @@ def pose_problem(
         cameras=np.array(cameras),
         camera_of_photo=np.array(of_photo),
         pairs=np.array(pairs, np.int64).reshape(-1, 2),
-        matches=tuple(matches),
+        matches=tuple(joined),
         refine_focal=linked >= 6 or not all_known,  # a frozen wrong focal costs more than a refined one from 6 photos on
         refine_distortion=linked >= 7,
         seed=config.seed,
         max_seconds=config.max_seconds,
     )
+
+
+def map_problem(
+    problem: Problem, names: Sequence[str], config: PoseConfig
+) -> Generator[Progress, None, tuple[Verified, list[Solution]]]:
+    """Verify the pairs, run both mappers, and a more cautious one where neither leaves a clear case."""
+    with tempfile.TemporaryDirectory(prefix="splatsmith-poses-") as name:
+        folder = Path(name)
+        problem.write(folder / "problem.npz")
+        yield from run_steps(folder, ("verify",), config)
+        if not (folder / "verify.npz").exists():
+            raise StoppedLate("The verification of the photo pairs ended early; free some memory and run the job again.")
+        verified = Verified.read(folder / "verify.npz")
+        if verified.counts.max(initial=0) < WEAKEST:
+            return verified, []
+        solutions: list[Solution] = []
+        for steps in (("incremental", "global"), ("cautious",)):
+            yield from run_steps(folder, steps, config)
+            found = [Solution.read(folder / f"{step}.npz", step) for step in steps]
+            solutions += [s for s in found if s is not None]
+            judged = [judge(problem, verified, s, names) for s in solutions]
+            if any(len(j.kept) == len(names) and not j.warnings and j.explained >= CLEAR for j in judged):
+                break
+    return verified, solutions
 
 
 def run_steps(folder: Path, steps: Sequence[str], config: PoseConfig) -> Generator[Progress, None, None]:
@@ -187,64 +259,85 @@ def run_steps(folder: Path, steps: Sequence[str], config: PoseConfig) -> Generat
             log.warning("the step %s of the pose solver ended with status %d: %s", step, process.returncode, tail)
 
 
-def as_poses(
-    photos: Sequence[Photo],
-    features: Sequence[Features],
-    problem: Problem,
-    verified: Verified,
-    solution: Solution,
-    seconds: float,
-) -> Poses:
-    """The solution in the photos' own pixels, with colours and observations."""
+def as_poses(photos: Sequence[Photo], best: Attempt, seconds: float) -> Poses:
+    """What is believed of a solution, in the photos' own pixels, with colours and observations."""
+    problem, solution, judgement = best.problem, restricted(best.solution, best.judgement.kept), best.judgement
     cameras: list[Cameras | None] = [None] * len(photos)
     k1 = [0.0] * len(photos)
+    observed: list[tuple[Observations, ...]] = [()] * len(photos)
     for row, number in enumerate(solution.photos):
-        cameras[number] = photo_camera(features[number], problem, number, solution.pose[row], solution.camera[row])
+        cameras[number] = photo_camera(photos[number], problem, number, solution.pose[row], solution.camera[row])
         k1[number] = float(solution.camera[row, 3])
-    observed = []
-    for number, found in enumerate(features):
-        rows = solution.seen[solution.seen[:, 1] == number]
-        point = torch.full((len(found),), -1, dtype=torch.int64)
-        point[rows[:, 2]] = torch.from_numpy(rows[:, 0].copy())
-        observed.append(Observations(found, point))
+        point = torch.full((len(problem.keypoints[number]),), -1, dtype=torch.int64)
+        mine = solution.seen[solution.seen[:, 1] == number]
+        point[mine[:, 2]] = torch.from_numpy(mine[:, 0].copy())
+        parts = [best.features[kind][number] for kind in best.kinds]
+        observed[number] = tuple(Observations(f, p) for f, p in zip(parts, point.split([len(f) for f in parts])))
+    reasons = [
+        None if camera is not None else judgement.dropped.get(number) or why_not(number, photos, problem, best.verified)
+        for number, camera in enumerate(cameras)
+    ]
+    warnings = judgement.warnings
+    if judgement.explained < CLEAR:
+        warnings += (
+            f"The cameras explain only {judgement.explained:.0%} of what the photos share; "
+            "if the result looks folded or doubled, add photos between the others.",
+        )
     facts = {
         "reprojection_px": solution.reprojection_error,
         "track_length": solution.track_length,
         "points_per_photo": len(solution.seen) / len(solution.photos),
         "focal_ratio": float(np.median(solution.camera[:, 0]) / NOMINAL_SIDE),
+        "explained": judgement.explained,
         "seconds": seconds,
     }
     return Poses(
         cameras=tuple(cameras),
         k1=tuple(k1),
-        reasons=tuple(why_not(number, photos, problem, verified) if c is None else None for number, c in enumerate(cameras)),
+        reasons=tuple(reasons),
         points=coloured_points(photos, cameras, observed, solution),
+        warnings=warnings,
         facts=facts,
-        observations=tuple(o if c is not None else None for o, c in zip(observed, cameras)),
+        observations=tuple(observed),
     )
 
 
-def photo_camera(found: Features, problem: Problem, number: int, pose: np.ndarray, lens: np.ndarray) -> Cameras:
+def restricted(solution: Solution, kept: Sequence[int]) -> Solution:
+    """Only the kept photos, and the points that at least two of them see."""
+    rows = np.isin(solution.photos, kept)
+    seen = solution.seen[np.isin(solution.seen[:, 1], kept)]
+    alive = np.bincount(seen[:, 0], minlength=len(solution.points)) >= 2
+    seen = seen[alive[seen[:, 0]]]
+    seen = np.column_stack([(np.cumsum(alive) - 1)[seen[:, 0]], seen[:, 1:]])
+    return replace(
+        solution,
+        photos=solution.photos[rows],
+        pose=solution.pose[rows],
+        camera=solution.camera[rows],
+        points=solution.points[alive],
+        error=solution.error[alive],
+        seen=seen,
+    )
+
+
+def photo_camera(photo: Photo, problem: Problem, number: int, pose: np.ndarray, lens: np.ndarray) -> Cameras:
     """A solved camera in the pixels of its photo, turned back upright."""
     cam_from_world = np.eye(4)
     cam_from_world[:3] = pose
     if problem.turned[number]:  # the solver saw x' = y, y' = -x
         cam_from_world = np.array([[0.0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]) @ cam_from_world
-    focal = lens[0] / problem.scale[number]
-    K = torch.tensor([[focal, 0, found.width / 2], [0, focal, found.height / 2], [0, 0, 1]], dtype=torch.float32)
-    return Cameras(torch.from_numpy(cam_from_world).float()[None], K[None], found.width, found.height)
+    K = intrinsics(lens[0] / problem.scale[number], *photo.size)
+    return Cameras(torch.from_numpy(cam_from_world).float()[None], K[None], *photo.size)
 
 
 def coloured_points(
-    photos: Sequence[Photo], cameras: Sequence[Cameras | None], observed: Sequence[Observations], solution: Solution
+    photos: Sequence[Photo], cameras: Sequence[Cameras | None], observed: Sequence[Sequence[Observations]], solution: Solution
 ) -> PointCloud:
     """Colour and pixel footprint averaged over the photos that see a point; confidence 1 - 1 / (photos that see it)."""
     xyz = torch.from_numpy(solution.points).float()
     rgb, radius, count = torch.zeros(len(xyz), 3), torch.zeros(len(xyz)), torch.zeros(len(xyz))
-    for photo, camera, seen in zip(photos, cameras, observed):
+    for photo, camera, seen in ((p, c, o) for p, c, entry in zip(photos, cameras, observed) for o in entry):
         rows = seen.point[seen.point >= 0]
-        if camera is None or len(rows) == 0:
-            continue
         pixels = seen.features.keypoints.cpu()[seen.point >= 0].long()
         x, y = pixels[:, 0].clamp(0, camera.width - 1), pixels[:, 1].clamp(0, camera.height - 1)
         _, depth = camera.project(xyz[rows])
@@ -261,7 +354,7 @@ def why_not(number: int, photos: Sequence[Photo], problem: Problem, verified: Ve
         return f"only {len(problem.keypoints[number])} keypoints: blurred, or too little texture"
     touching = (problem.pairs == number).any(axis=1)
     counts = np.where(touching, verified.counts, 0)
-    if counts.max(initial=0) < 15:
-        return "shares fewer than 15 verified matches with any other photo; add photos between it and its neighbours"
+    if counts.max(initial=0) < WEAKEST:
+        return f"shares fewer than {WEAKEST} verified matches with any other photo; add photos between it and its neighbours"
     partner = int(problem.pairs[counts.argmax()].sum() - number)
     return f"{counts.max()} matches with {photos[partner].name}, but no position agrees with the other photos"

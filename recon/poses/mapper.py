@@ -1,4 +1,4 @@
-"""COLMAP in a process of its own: `python mapper.py FOLDER verify|incremental|global`.
+"""COLMAP in a process of its own: `python mapper.py FOLDER verify|incremental|cautious|global`.
 
 Reads `problem.npz` of FOLDER, keeps `database.db` there and writes `STEP.npz`. A crash in
 native code, or a solver that does not end, costs this process and not the job. Imports no part of the project and no torch.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import zlib  # noqa: F401  must be loaded before pycolmap, whose own copy corrupts the heap otherwise
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,12 @@ def main(folder: Path, step: str) -> None:
     pycolmap.logging.minloglevel = 3
     problem = np.load(folder / "problem.npz")
     pycolmap.set_random_seed(int(problem["seed"]))
-    steps = {"verify": verify, "incremental": map_incrementally, "global": map_globally}
+    steps = {
+        "verify": verify,
+        "incremental": partial(map_incrementally, weakest=15),
+        "cautious": partial(map_incrementally, weakest=40),
+        "global": partial(map_globally, weakest=30),
+    }
     np.savez(folder / f"{step}.npz", **steps[step](folder, problem))
 
 
@@ -84,12 +90,16 @@ def verify(folder: Path, problem: np.lib.npyio.NpzFile) -> dict[str, np.ndarray]
     }
 
 
-def map_incrementally(folder: Path, problem: np.lib.npyio.NpzFile) -> dict[str, np.ndarray]:
-    """Strict thresholds first, then looser ones, until every photo is placed; the best by photos placed, then error."""
+def map_incrementally(folder: Path, problem: np.lib.npyio.NpzFile, weakest: int) -> dict[str, np.ndarray]:
+    """Strict thresholds first, then looser ones, until every photo is placed; the best by photos placed, then error.
+
+    Pairs with fewer than `weakest` verified matches are not used.
+    """
     count = len(problem["camera_of_photo"])
     best = None
     for inliers, angle, seen in ((100, 16.0, 30), (50, 8.0, 15), (25, 3.0, 10)):
         options = pycolmap.IncrementalPipelineOptions(
+            min_num_matches=weakest,
             min_model_size=2,
             max_num_models=5,
             min_focal_length_ratio=0.2,
@@ -112,9 +122,9 @@ def map_incrementally(folder: Path, problem: np.lib.npyio.NpzFile) -> dict[str, 
     return as_arrays(best)
 
 
-def map_globally(folder: Path, problem: np.lib.npyio.NpzFile) -> dict[str, np.ndarray]:
+def map_globally(folder: Path, problem: np.lib.npyio.NpzFile, weakest: int) -> dict[str, np.ndarray]:
     """GLOMAP (Pan et al., "Global structure-from-motion revisited", ECCV 2024)."""
-    options = pycolmap.GlobalPipelineOptions(num_threads=1, random_seed=int(problem["seed"]))
+    options = pycolmap.GlobalPipelineOptions(min_num_matches=weakest, num_threads=1, random_seed=int(problem["seed"]))
     options.mapper.bundle_adjustment.refine_focal_length = bool(problem["refine_focal"])
     options.mapper.bundle_adjustment.refine_extra_params = bool(problem["refine_distortion"])
     return as_arrays(largest(pycolmap.global_mapping(folder / "database.db", folder, folder, options)))

@@ -1,0 +1,237 @@
+"""Is a solution true? Neither its reprojection error nor the number of placed photos can tell.
+
+A mapper keeps the matches that suit its model and forgets the rest, so a model folded at one wrong joint fits its own points to
+a pixel. What it forgot gives it away: every verified pair of photos is held against the solved cameras, and a strong pair that
+they do not explain is evidence against them. Where that evidence rivals what holds two groups of photos together, the groups
+are parted and the larger one is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from recon.poses.solution import NOMINAL_SIDE, Problem, Solution, Verified
+from splat.errors import InputError
+
+MAX_ERROR = 4.0  # px (solver's): a match is explained when it is this near the epipolar line, with the point in front of both
+LINK = 20  # explained matches that tie two photos together
+STRONG = 40  # verified matches that chance does not produce (chance pairs on carpet reach 35)
+FOCAL_RANGE = (0.35, 4.0)  # x long side; from a 125 degree lens to a long telephoto; wrong models reach 0.33, 10, 21
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What may be believed of a solution."""
+
+    kept: tuple[int, ...]  # photos tied to each other by explained matches; empty when the whole is refused
+    dropped: dict[int, str]  # placed by the mapper and not believed, with the reason
+    warnings: tuple[str, ...]
+    refusal: str | None  # one sentence, when nothing may be believed
+    support: float  # matches explained; the measure for choosing between solutions of one problem
+    explained: float  # the same as a share of all verified matches between placed photos
+
+
+def check_photos(names: Sequence[str], problem: Problem, verified: Verified) -> None:
+    """Raise `InputError` for photos that cannot show depth: identical, without texture, or all taken from one spot."""
+    keypoints = np.array([len(k) for k in problem.keypoints])
+    if np.median(keypoints) < 60:
+        raise InputError(
+            f"{(keypoints < 60).sum()} of {len(names)} photos show almost no texture (median {np.median(keypoints):.0f} "
+            "keypoints); photograph something with texture, or put a patterned cloth or newspaper under and behind it."
+        )
+    strong = [n for n, count in enumerate(verified.counts) if count >= STRONG]
+    if not strong:
+        return
+    if all(_same_picture(problem, verified, n) for n in strong):
+        raise InputError(
+            f"The {len(names)} photos that match are the same picture; take photos from at least 3 places, "
+            "moving sideways by a step between them."
+        )
+    if all(_only_turned(problem, verified, n) for n in strong):
+        raise InputError(
+            f"All {len(strong)} matching pairs of photos were taken from one spot, so there is no depth in them; "
+            "walk sideways between photos instead of turning the camera."
+        )
+
+
+def _same_picture(problem: Problem, verified: Verified, number: int) -> bool:
+    i, j = problem.pairs[number]
+    matches = verified.inliers[number]
+    moved = np.linalg.norm(problem.keypoints[i][matches[:, 0]] - problem.keypoints[j][matches[:, 1]], axis=1)
+    return bool(np.median(moved) < 0.5)
+
+
+def _only_turned(problem: Problem, verified: Verified, number: int) -> bool:
+    """Does a homography K R K^-1 explain 95 % of a pair's verified matches to 3 px, for some plausible focal length?
+
+    A plane seen from two places has a homography too, but not one of this form. Hartley and Zisserman, section 13.4.
+    """
+    i, j = problem.pairs[number]
+    matches = verified.inliers[number]
+    a, b = problem.keypoints[i][matches[:, 0]], problem.keypoints[j][matches[:, 1]]
+    width, height, focal, known = problem.cameras[problem.camera_of_photo[i]]
+    for guess in np.linspace(0.85, 1.15, 7) * focal if known else np.geomspace(*FOCAL_RANGE, 24) * NOMINAL_SIDE:
+        rays = [np.column_stack([(p - [width / 2, height / 2]) / guess, np.ones(len(p))]) for p in (a, b)]
+        unit = [r / np.linalg.norm(r, axis=1, keepdims=True) for r in rays]
+        rotation = _best_rotation(unit[0], unit[1])
+        turned = rays[0] @ rotation.T
+        error = np.linalg.norm(turned[:, :2] / turned[:, 2:] - rays[1][:, :2], axis=1) * guess
+        if np.mean(error < 3.0) > 0.95:
+            return True
+    return False
+
+
+def _best_rotation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """[3, 3] with b ~ R a for unit rows; half of the worst rows are left out after a first guess (Kabsch 1976)."""
+    weight = np.ones(len(a))
+    for _ in range(5):
+        u, _, vt = np.linalg.svd((b * weight[:, None]).T @ a)
+        rotation = u @ np.diag([1, 1, np.sign(np.linalg.det(u @ vt))]) @ vt
+        error = np.linalg.norm(a @ rotation.T - b, axis=1)
+        weight = (error <= max(np.median(error), 1e-9)).astype(float)
+    return rotation
+
+
+def bearings(problem: Problem, solution: Solution) -> dict[int, np.ndarray]:
+    """photo -> [K, 3] directions (x/z, y/z, 1) of its keypoints, lens distortion removed."""
+    out = {}
+    for row, photo in enumerate(solution.photos):
+        focal, cx, cy, k1 = solution.camera[row]
+        bent = (problem.keypoints[photo] - [cx, cy]) / focal
+        plain = bent.copy()
+        for _ in range(10):
+            plain = bent / (1 + k1 * (plain**2).sum(1, keepdims=True))
+        out[int(photo)] = np.column_stack([plain, np.ones(len(plain))])
+    return out
+
+
+def explained_shares(problem: Problem, verified: Verified, solution: Solution) -> np.ndarray:
+    """[P] share of each pair's verified matches that the solved cameras explain; NaN where a photo is not placed."""
+    row = {int(photo): r for r, photo in enumerate(solution.photos)}
+    rays = bearings(problem, solution)
+    shares = np.full(len(problem.pairs), np.nan)
+    for number, (i, j) in enumerate(problem.pairs):
+        matches = verified.inliers[number]
+        if len(matches) == 0 or i not in row or j not in row:
+            continue
+        first, second = solution.pose[row[i]], solution.pose[row[j]]
+        rotation = second[:, :3] @ first[:, :3].T
+        translation = second[:, 3] - rotation @ first[:, 3]
+        focal = 0.5 * (solution.camera[row[i], 0] + solution.camera[row[j], 0])
+        good = explained(rays[i][matches[:, 0]], rays[j][matches[:, 1]], rotation, translation, MAX_ERROR / focal)
+        shares[number] = good.mean()
+    return shares
+
+
+def explained(a: np.ndarray, b: np.ndarray, rotation: np.ndarray, translation: np.ndarray, max_error: float) -> np.ndarray:
+    """[M] bool for bearings a, b [M, 3]: Sampson distance (Hartley and Zisserman, eq. 11.9) and both depths positive."""
+    t = translation / max(np.linalg.norm(translation), 1e-12)
+    cross = np.array([[0, -t[2], t[1]], [t[2], 0, -t[0]], [-t[1], t[0], 0]])
+    line_b, line_a = a @ (cross @ rotation).T, b @ (cross @ rotation)
+    distance = np.abs((b * line_b).sum(1)) / np.sqrt((line_b[:, :2] ** 2).sum(1) + (line_a[:, :2] ** 2).sum(1) + 1e-18)
+    turned = a @ rotation.T  # z_b b = z_a turned + t
+    normal = np.cross(turned, b)
+    depth_a, depth_b = -(np.cross(t, b) * normal).sum(1), -(np.cross(t, turned) * normal).sum(1)
+    return (distance < max_error) & (depth_a > 0) & (depth_b > 0)
+
+
+def judge(problem: Problem, verified: Verified, solution: Solution, names: Sequence[str]) -> Judgement:
+    """Hold `solution` against everything that was matched."""
+    shares = explained_shares(problem, verified, solution)
+    counts = verified.counts
+    placed = np.isfinite(shares)
+    hits = np.where(placed, np.nan_to_num(shares) * counts, 0)
+    support, share = float(hits.sum()), float(hits.sum() / max(counts[placed].sum(), 1))
+    focal = solution.camera[:, 0] / NOMINAL_SIDE
+    if focal.min() < FOCAL_RANGE[0] or focal.max() > FOCAL_RANGE[1]:
+        worst = focal.min() if focal.min() < FOCAL_RANGE[0] else focal.max()
+        return _refused(
+            f"The solved focal length is {worst:.2f} times the photos' long side, which no ordinary lens has; "
+            "take more photos from more different places.",
+            support,
+            share,
+        )
+    groups = tied_groups(problem, counts, np.nan_to_num(shares), solution)
+    kept = max(groups, key=lambda g: (len(g), -g[0]))
+    if len(kept) < 2:
+        return _refused(
+            "No two photos agree on where they were taken; take more photos that overlap by two thirds.", support, share
+        )
+    dropped = {
+        photo: "its position contradicts its matches with other photos"
+        for group in groups
+        if group is not kept
+        for photo in group
+    }
+    inside = placed & np.isin(problem.pairs, kept).all(axis=1)
+    against = inside & (counts >= STRONG) & (np.nan_to_num(shares) < 0.3)
+    warnings = []
+    if against.any():
+        i, j = problem.pairs[np.where(against, counts, 0).argmax()]
+        warnings.append(
+            f"{against.sum()} pairs of photos look alike but were placed apart (for one, {names[i]} and {names[j]}); "
+            "if the result looks folded or doubled, add photos between them."
+        )
+    return Judgement(tuple(sorted(kept)), dropped, tuple(warnings), None, support, share)
+
+
+def _refused(sentence: str, support: float, share: float) -> Judgement:
+    return Judgement((), {}, (), sentence, support, share)
+
+
+def tied_groups(problem: Problem, counts: np.ndarray, shares: np.ndarray, solution: Solution) -> list[tuple[int, ...]]:
+    """The placed photos in groups that the matches hold together.
+
+    Within a group, the explained matches that join any two photos of a contradicted strong pair (the minimum cut between
+    them) outweigh that pair twice; else the group is parted at that cut.
+    """
+    members = sorted(int(p) for p in solution.photos)
+    size = max(members) + 1
+    weight = np.zeros((size, size))
+    for (i, j), count, share in zip(problem.pairs, counts, shares):
+        if share >= 0.5 and count * share >= LINK:
+            weight[i, j] = weight[j, i] = count * share
+    doubts = [(int(i), int(j), int(n)) for (i, j), n, s in zip(problem.pairs, counts, shares) if n >= STRONG and s < 0.3]
+    doubts = [d for d in sorted(doubts, key=lambda d: -d[2]) if d[0] in members and d[1] in members]
+    pending, groups = _components(members, weight), []
+    while pending:
+        group = pending.pop()
+        for i, j, against in doubts:
+            if i in group and j in group:
+                flow, side = minimum_cut(weight, group, i, j)
+                if flow < 2 * against:
+                    rest = tuple(p for p in group if p not in side)
+                    pending += _components(side, weight) + _components(rest, weight)
+                    break
+        else:
+            groups.append(group)
+    return groups
+
+
+def minimum_cut(weight: np.ndarray, group: Sequence[int], source: int, sink: int) -> tuple[float, tuple[int, ...]]:
+    """The least total weight that parts `source` from `sink` within `group`, and the side of `source`."""
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import breadth_first_order, maximum_flow
+
+    nodes = list(group)
+    capacity = np.round(weight[np.ix_(nodes, nodes)]).astype(np.int32)
+    result = maximum_flow(csr_array(capacity), nodes.index(source), nodes.index(sink))
+    left = csr_array((capacity - result.flow.toarray() > 0).astype(np.int32))
+    reached = breadth_first_order(left, nodes.index(source), return_predecessors=False)
+    return float(result.flow_value), tuple(nodes[r] for r in sorted(reached))
+
+
+def _components(members: Sequence[int], weight: np.ndarray) -> list[tuple[int, ...]]:
+    left, out = set(members), []
+    while left:
+        found, front = set(), [min(left)]
+        while front:
+            photo = front.pop()
+            found.add(photo)
+            front += [p for p in left if weight[photo, p] > 0 and p not in found]
+        left -= found
+        out.append(tuple(sorted(found)))
+    return out
