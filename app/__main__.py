@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -20,6 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args=argv,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+    # Waiting threads sleep instead of spinning: on a machine that does anything else, spinning makes torch many times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads its OpenMP library
     from app.cli import run
 
     return run(command)
