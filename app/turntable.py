@@ -19,6 +19,7 @@ FULL_TURN_GAP_DEG = 120.0  # a wider gap between neighbouring photos, seen from 
 BANDWIDTH_DEG = 25.0  # how far a photo's distance and elevation reach along the path
 NEARER, FARTHER = 0.8, 1.25  # than the median camera: the path follows the photos' distances no further than this
 SWAY_START = math.radians(15)  # six frames spread over a sway show six different sides
+LEAST_SWAY_DEG = 4.0  # to either side, so that depth shows even where all photos look the same way
 ARC_SHARE = 0.85  # of the captured arc, so that the path stays inside it
 
 
@@ -40,7 +41,8 @@ def suited_path(captured: Sequence[Cameras], splats: Splats, frames: int, side: 
     if math.degrees(gap) < FULL_TURN_GAP_DEG:
         along = turn
     else:
-        along = middle + math.pi + ARC_SHARE * (math.pi - gap / 2) * (turn + SWAY_START).sin()
+        half = max(ARC_SHARE * (math.pi - gap / 2), math.radians(LEAST_SWAY_DEG))
+        along = middle + math.pi + half * (turn + SWAY_START).sin()
     away = torch.remainder(along[:, None] - azimuth + math.pi, 2 * math.pi) - math.pi  # [frames, C]
     weight = torch.exp(-0.5 * (away / math.radians(BANDWIDTH_DEG)).square()) + 1e-3
     weight = weight / weight.sum(-1, keepdim=True)
