@@ -17,6 +17,7 @@ from splat.io import images
 
 log = logging.getLogger(__name__)
 
+TRANSFORMS = ("transforms.json", "transforms_train.json")  # nerfstudio's and NeRF-synthetic's names
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
 
 
@@ -63,9 +64,9 @@ class PhotoSet:
 
 
 def read_photos(inputs: Sequence[Path], config: PhotoConfig | None = None) -> PhotoSet:
-    """Folders, picture files and videos -> the photos of the job, in natural order of their names.
+    """Folders, picture files, videos and `transforms.json` files -> the photos of the job, in natural order of their names.
 
-    A folder gives its pictures (not those of subfolders, unless it has none itself and a folder `images`) and its videos if
+    A `transforms.json` stands for the pictures that it names. A folder gives its pictures (not those of subfolders, unless it has none itself and a folder `images`) and its videos if
     it has no pictures. What cannot be read is skipped with a reason. Pictures with alpha are composited on white and get it
     as mask; other masks leave the image as it is (`composited` applies them). Raises `InputError` when fewer than
     `config.min_photos` different photos remain, or an input or a mask is unusable.
@@ -127,6 +128,8 @@ def list_files(inputs: Sequence[Path], notices: list[str]) -> list[Path]:
         path = Path(path)
         if path.is_dir():
             files += _files_of_folder(path, notices)
+        elif path.suffix.lower() == ".json" and path.is_file():
+            files += _files_of_transforms(path, notices)
         elif path.exists():
             files.append(path)
         else:
@@ -145,6 +148,9 @@ def _files_of_folder(folder: Path, notices: list[str]) -> list[Path]:
     chosen = pictures or videos
     if not chosen and (folder / "images").is_dir():
         return _files_of_folder(folder / "images", notices)
+    transforms = next((folder / name for name in TRANSFORMS if (folder / name).is_file()), None)
+    if not chosen and transforms is not None:
+        return _files_of_transforms(transforms, notices)
     if not chosen:
         raise InputError(
             f"{folder} holds no picture ({len(entries)} other files); give a folder with JPEG, PNG, WebP, HEIC or TIFF files."
@@ -153,6 +159,14 @@ def _files_of_folder(folder: Path, notices: list[str]) -> list[Path]:
         others = sorted(entry.name for entry in set(entries) - set(chosen))
         notices.append(f"{len(others)} files in {folder.name} are no photos and were ignored ({_some(others)}).")
     return chosen
+
+
+def _files_of_transforms(path: Path, notices: list[str]) -> list[Path]:
+    from recon.poses.from_file import photos_of_transforms
+
+    files = photos_of_transforms(path)
+    notices.append(f"{path.name} names {len(files)} photos.")
+    return files
 
 
 def _without_copies(files: list[Path], skipped: list[tuple[str, str]]) -> tuple[list[Path], dict[Path, str]]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from recon.photos import TRANSFORMS
 from recon.poses import Poses
 from recon.poses.given_cameras import GivenCamera, Lens, inverted_rigid, matched
 from splat.cameras import Cameras
@@ -122,9 +123,7 @@ def _json_of(path: Path) -> Path:
     """The file itself, or the one in a folder."""
     if not path.is_dir():
         return path
-    return next(
-        (p for name in ("transforms.json", "transforms_train.json") if (p := path / name).is_file()), path / "transforms.json"
-    )
+    return next((path / name for name in TRANSFORMS if (path / name).is_file()), path / TRANSFORMS[0])
 
 
 def _parsed(path: Path) -> dict[str, Any]:

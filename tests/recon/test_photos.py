@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 
@@ -40,6 +41,18 @@ def test_images_subfolder_is_found(tmp_path: Path) -> None:
     folder_of(tmp_path / "images", "a.png", "b.png")
     (tmp_path / "LICENSE").write_text("x")
     assert len(read_photos([tmp_path]).photos) == 2
+
+
+def test_transforms_json_names_the_photos(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    folder_of(tmp_path / "train", "r_0.png", "r_1.png", "r_2.png")
+    frames = [{"file_path": f"./train/r_{i}", "transform_matrix": np.eye(4).tolist()} for i in (2, 0)]
+    path = tmp_path / "transforms_train.json"
+    path.write_text(json.dumps({"camera_angle_x": 0.7, "frames": frames}))
+    for given in (path, tmp_path):
+        result = read_photos([given])
+        assert [photo.name for photo in result.photos] == ["r_0.png", "r_2.png"]
+        assert result.notices == ("transforms_train.json names 2 photos.",)
 
 
 def test_natural_key() -> None:
