@@ -36,8 +36,8 @@ class Cutout:
 def cut_out(photos: Sequence[Photo], notices: list[str]) -> list[Photo]:
     """The photos with a mask where the subject could be told from the background; adds a notice about the others.
 
-    Photos that have a mask (from alpha) keep it. If a third of the photos fail, or the outlines are vague over the whole set (a street, a
-    room), none gets a mask: half-masked sets are worse than unmasked ones.
+    Photos that have a mask (from alpha) keep it. If a third of the photos fail, or the outlines are vague over the whole set
+    (a street, a room), none gets a mask: half-masked sets are worse than unmasked ones.
     """
     results = {photo.name: Cutout(photo.mask) if photo.mask is not None else subject_mask(photo.image) for photo in photos}
     failed = [(name, result.reason) for name, result in results.items() if result.mask is None]

@@ -66,10 +66,11 @@ class PhotoSet:
 def read_photos(inputs: Sequence[Path], config: PhotoConfig | None = None) -> PhotoSet:
     """Folders, picture files, videos and `transforms.json` files -> the photos of the job, in natural order of their names.
 
-    A `transforms.json` stands for the pictures that it names. A folder gives its pictures (not those of subfolders, unless it has none itself and a folder `images`) and its videos if
-    it has no pictures. What cannot be read is skipped with a reason. Pictures with alpha are composited on white and get it
-    as mask; other masks leave the image as it is (`composited` applies them). Raises `InputError` when fewer than
-    `config.min_photos` different photos remain, or an input or a mask is unusable.
+    A folder gives its pictures, or else those of its folder `images`, those that its `transforms.json` names, or its videos;
+    a `transforms.json` stands for the pictures that it names. What cannot be read is skipped with a reason. Pictures with
+    alpha are composited on white and get it as mask; other masks leave the image as it is (`composited` applies them). Links
+    to pictures are followed. Raises `InputError` when fewer than `config.min_photos` different photos remain, or an input or a
+    mask is unusable.
     """
     config = config or PhotoConfig()
     notices: list[str] = []
