@@ -1,9 +1,10 @@
-"""How well splats reproduce photos: PSNR, SSIM, and LPIPS where it is installed."""
+"""How well splats reproduce photos: PSNR, SSIM, and LPIPS where it can run without a download."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from splat.progress import Progress
 from splat.refine_camera import refine_camera
 from splat.render import RenderOptions, render
 from splat.views import Views
+
+ALEXNET = "alexnet-owt-7be5be79.pth"  # where torch.hub keeps the backbone's weights
 
 
 @torch.no_grad()
@@ -34,7 +37,7 @@ def measure(
     similarity: list[float] = []
     distance: list[float] = []
     total = sum(len(v) for v in views)
-    lpips = _lpips() if total and lpips_available() else None
+    lpips = _lpips() if total else None
     options = RenderOptions(threads=threads)
     for view in views:
         for i in range(len(view)):
@@ -73,7 +76,10 @@ def refined(splats: Splats, views: Sequence[Views], background: Tensor) -> Gener
     return out
 
 
-def _lpips():
+def _lpips() -> Callable[[Tensor, Tensor], float] | None:
+    """The distance of `lpips` (AlexNet), where the package is installed and its weights are on disk: it would download them."""
+    if not lpips_available() or not (Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET).is_file():
+        return None
     import lpips
 
     network = lpips.LPIPS(net="alex", verbose=False).eval()

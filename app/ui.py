@@ -24,7 +24,7 @@ from app.estimate import clock
 from app.pipelines import Outcome
 from app.presets import PRESETS
 from app.tooltips import tooltips
-from splat.errors import SplatsmithError
+from splat.errors import InputError, SplatsmithError
 from splat.progress import Progress
 
 Job = Callable[[commands.Photos], Generator[Progress, None, Outcome]]
@@ -53,6 +53,8 @@ def serve(options: commands.Ui) -> None:
             allowed_paths=[str(sessions)],
             footer_links=[],
         )
+    except OSError as error:
+        raise InputError(f"The page cannot listen on {options.host}:{options.port}; give another --port.") from error
     finally:
         shutil.rmtree(sessions, ignore_errors=True)
 

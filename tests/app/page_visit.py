@@ -10,6 +10,7 @@ import torch
 from app import commands
 from app.pipelines import Outcome
 from app.report import read_report
+from splat.errors import InputError
 from splat.progress import Progress
 
 
@@ -91,6 +92,17 @@ def serve_privately() -> None:
         pass
     assert told["server_name"] == "127.0.0.1" and not told.get("share")
     assert not Path(told["allowed_paths"][0]).exists()
+
+    def taken(self, **options):
+        raise OSError("Cannot find empty port")
+
+    ui.gr.Blocks.launch = taken
+    try:
+        ui.serve(commands.Ui(port=7999))
+    except InputError as error:
+        assert "7999" in str(error)
+    else:
+        raise AssertionError("a taken port went unnoticed")
 
 
 if __name__ == "__main__":
