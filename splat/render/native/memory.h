@@ -23,9 +23,9 @@ class Buffer {
     }
     ~Buffer() { std::free(data_); }
 
-    // Room for `count` items; what was there is lost when it has to grow.
+    // Room for `count` items, never null; what was there is lost when it has to grow.
     T* reserve(size_t count) {
-        if (count > capacity_) {
+        if (count > capacity_ || !data_) {
             std::free(std::exchange(data_, nullptr));
             capacity_ = 0;
             allocate(count + count / 4 + 16);
@@ -35,7 +35,7 @@ class Buffer {
 
     // Room for `count` items; the first `used` are kept.
     T* grow(size_t count, size_t used) {
-        if (count > capacity_) {
+        if (count > capacity_ || !data_) {
             Buffer bigger;
             bigger.allocate(count + count / 2 + 64);
             if (used) __builtin_memcpy(static_cast<void*>(bigger.data_), data_, used * sizeof(T));

@@ -25,6 +25,7 @@ constexpr int LANES = 4;
 
 typedef float V __attribute__((vector_size(LANES * 4)));
 typedef int32_t I __attribute__((vector_size(LANES * 4)));
+typedef uint32_t U __attribute__((vector_size(LANES * 4)));
 #if !defined(__AVX512F__)
 using Mask = I;  // all bits of a lane set, or none
 #endif
@@ -149,7 +150,7 @@ inline V exp2(V x) {
     p = fma(p, f, splat(2.402264923e-1f));
     p = fma(p, f, splat(6.931471825e-1f));
     p = fma(p, f, splat(1.0f));
-    return as_float(as_int(p) + (as_int(rounded) << 23));
+    return (V)((U)p + ((U)rounded << 23));
 }
 
 // e^x to 3e-7 relative; x is clamped to [-87, 87].
@@ -167,14 +168,14 @@ inline V exp(V x) {
     p = fma(p, f, splat(0.5f));
     p = fma(p, f, splat(1.0f));
     p = fma(p, f, splat(1.0f));
-    return as_float(as_int(p) + (as_int(rounded) << 23));
+    return (V)((U)p + ((U)rounded << 23));
 }
 
 // log2(x) to 2e-7 absolute plus 1e-7 relative, for normal positive x.
 inline V log2(V x) {
-    I shifted = as_int(x) - 0x3f3504f3;  // so that the mantissa falls in [sqrt(1/2), sqrt(2))
+    I shifted = (I)((U)x - 0x3f3504f3u);  // so that the mantissa falls in [sqrt(1/2), sqrt(2))
     I exponent = shifted >> 23;
-    V m = as_float(as_int(x) - (exponent << 23));
+    V m = (V)((U)x - ((U)exponent << 23));
     V s = (m - 1.0f) / (m + 1.0f);
     V s2 = s * s;
     V p = fma(splat(0.22222222f), s2, splat(0.28571429f));
