@@ -29,6 +29,11 @@ def run(command: commands.Command) -> int:
         return _failed("Cancelled; run again with --resume to continue." if resumable else "Cancelled.", CANCELLED, talk)
     except BrokenPipeError:  # the reader of our output has gone
         return DONE
+    except OSError as error:
+        where = error.filename or getattr(command, "to", None) or "The output"
+        return _failed(
+            f"{where} cannot be written or read ({error.strerror or error}); mend that and try again.", STOPPED_LATE, talk
+        )
 
 
 def photos(options: commands.Photos, talk: Talk) -> int:

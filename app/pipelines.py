@@ -317,17 +317,19 @@ def _meshed(extract: Callable[[], Mesh]) -> Generator[Progress, None, tuple[Mesh
 
 def _write_pictures(plan: Plan, folder: Path, splats, cameras, pairs) -> Generator[Progress, None, None]:
     from app.contact_sheet import contact_sheet
-    from app.turntable import render_frames, suited_path, write_video
+    from app.turntable import render_frames, suited_path, video
     from splat.io.images import save_image
 
     preset = plan.preset
     path = suited_path(cameras, splats, preset.turntable_frames, preset.turntable_side)
-    frames: list[Tensor] = []
-    for frame in render_frames(splats, path, torch.tensor(plan.background), plan.place.threads):
-        frames.append(frame)
-        yield Progress("turntable", len(frames), len(path), preview=frame)
-    write_video(frames, folder / "turntable.mp4")
-    save_image(folder / "preview.png", contact_sheet(_spread(pairs, 4), frames))
+    shown = set(_spread(list(range(len(path))), 6))
+    kept: list[Tensor] = []  # a few only: a long video of large frames would fill the memory
+    with video(folder / "turntable.mp4") as add:
+        for i, frame in enumerate(render_frames(splats, path, torch.tensor(plan.background), plan.place.threads)):
+            add(frame)
+            kept += [frame] * (i in shown)
+            yield Progress("turntable", i + 1, len(path), preview=frame)
+    save_image(folder / "preview.png", contact_sheet(_spread(pairs, 4), kept))
 
 
 def _spread(items: list[T], most: int) -> list[T]:

@@ -59,7 +59,7 @@ def export_scene(scene: Path, to: Path, convention: Literal["splatsmith", "3dgs"
 
 def render_scene(options: commands.Render) -> Generator[Progress, None, list[Path]]:
     """A video or stills of `options.scene`; returns the files written."""
-    from app.turntable import render_frames, write_video
+    from app.turntable import render_frames, video
     from splat.io.images import save_image
 
     to, suffix = options.to, options.to.suffix.lower()
@@ -77,22 +77,22 @@ def render_scene(options: commands.Render) -> Generator[Progress, None, list[Pat
     if suffix == ".mp4":
         batches = [c.resized(c.width // 2 * 2, c.height // 2 * 2) for c in batches]
     total = sum(len(c) for c in batches)
-    frames = []
-    for cameras in batches:
-        for frame in render_frames(splats, cameras, background, place.threads):
-            frames.append(frame)
-            yield Progress("render", len(frames), total, preview=frame)
+    frames = (frame for cameras in batches for frame in render_frames(splats, cameras, background, place.threads))
     if suffix == ".mp4":
         temporary = to.with_name(f".{to.stem}-part.mp4")
         try:
-            write_video(frames, temporary)
+            with video(temporary) as add:
+                for i, frame in enumerate(frames):
+                    add(frame)
+                    yield Progress("render", i + 1, total, preview=frame)
             temporary.replace(to)
         finally:
             temporary.unlink(missing_ok=True)
         return [to]
     files = [to] if total == 1 else [to.with_name(f"{to.stem}_{i:03d}.png") for i in range(total)]
-    for frame, file in zip(frames, files):
-        save_image(file, frame)
+    for i, frame in enumerate(frames):
+        save_image(files[i], frame)
+        yield Progress("render", i + 1, total, preview=frame)
     return files
 
 

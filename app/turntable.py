@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -90,18 +91,25 @@ def render_frames(splats: Splats, cameras: Cameras, background: Tensor, threads:
             yield render(splats, cameras[i].to(device), options).rgb[0].clamp(0, 1).cpu()
 
 
-def write_video(frames: Iterable[Tensor], path: Path, frames_per_second: int = FRAMES_PER_SECOND) -> None:
-    """[H, W, 3] sRGB frames of one even size to an MP4 (H.264, yuv420p), which plays everywhere."""
+@contextmanager
+def video(path: Path, frames_per_second: int = FRAMES_PER_SECOND) -> Iterator[Callable[[Tensor], None]]:
+    """Yields a function that adds a frame, [H, W, 3] sRGB of one even size, to an MP4 (H.264, yuv420p: it plays everywhere)."""
     import av
 
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", rate=Fraction(frames_per_second), options={"crf": "18"})
         stream.pix_fmt = "yuv420p"
-        for i, image in enumerate(frames):
+        sized = False
+
+        def add(image: Tensor) -> None:
+            nonlocal sized
             pixels = (image.clamp(0, 1) * 255).round().byte().contiguous().numpy()
-            if i == 0:
+            if not sized:
                 stream.height, stream.width = pixels.shape[:2]
+                sized = True
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+
+        yield add
         container.mux(stream.encode())
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.contact_sheet import PAGE_WIDTH, Pair, contact_sheet
-from app.turntable import render_frames, subject, suited_path, write_video
+from app.turntable import render_frames, subject, suited_path, video
 from splat.cameras import Cameras
 from splat.gaussians import Splats
 from splat.similarity import Similarity
@@ -80,10 +80,12 @@ def test_the_video_is_h264_yuv420p_of_even_size(tmp_path):
     path = Cameras.orbit(5, 2.0, 10.0, 50.0, 34, 26)
     frames = list(render_frames(ball(), path, torch.tensor([1.0, 0, 0]), threads=1))
     assert torch.allclose(frames[0][0, 0], torch.tensor([1.0, 0, 0]))
-    write_video(frames, tmp_path / "t.mp4")
-    with av.open(str(tmp_path / "t.mp4")) as video:
-        stream = video.streams.video[0]
-        decoded = [frame.to_ndarray(format="rgb24") for frame in video.decode(stream)]
+    with video(tmp_path / "t.mp4") as add:
+        for frame in frames:
+            add(frame)
+    with av.open(str(tmp_path / "t.mp4")) as container:
+        stream = container.streams.video[0]
+        decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
         assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
     assert len(decoded) == 5 and decoded[0].shape == (26, 34, 3)
     assert abs(decoded[0].astype(float) / 255 - frames[0].numpy()).mean() < 0.05

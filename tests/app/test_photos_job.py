@@ -17,6 +17,8 @@ from app.report import read_report
 from recon.poses.from_file import load_poses
 from splat.io import load
 
+pytestmark = pytest.mark.timeout(900)  # whole processes, on machines that may be busy
+
 
 def run(words: list[str], **more) -> subprocess.CompletedProcess:
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=280, **more)

@@ -62,6 +62,18 @@ def test_render_a_video_and_a_still(result, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["t.mp4", "t.png"]
 
 
+def test_a_disk_that_refuses_is_one_sentence(result, tmp_path, capsys, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    for command, writer in (("render", "splat.io.images.save_image"), ("export", "splat.io.save")):
+        monkeypatch.setattr(writer, full)
+        to = tmp_path / ("p.png" if command == "render" else "p.ply")
+        assert splatsmith(command, result, "--to", to) == 4
+        assert "No space left" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_eval_against_the_given_poses_applies_the_similarity(result, capture, tmp_path, capsys):
     """The held-out photos through their own transforms.json score what the report says."""
     content = json.loads(capture.poses.read_text())
