@@ -12,8 +12,16 @@ import torch
 from torch import Tensor
 
 from recon.align import align_world
+from recon.complete import CompleteConfig, complete
 from recon.fuse import FuseConfig, fuse
-from recon.initialise import InitialConfig, choose_points, initial_splats, random_splats, viewing_bound
+from recon.initialise import (
+    InitialConfig,
+    choose_points,
+    initial_splats,
+    nearest_spacing,
+    random_splats,
+    viewing_bound,
+)
 from recon.localise import localise
 from recon.photos import Photo, composited
 from recon.poses import PoseConfig, Poses, solve_poses, undistort
@@ -40,6 +48,7 @@ class ReconstructConfig:
     prior: PlaneSweepConfig = field(default_factory=PlaneSweepConfig)
     fuse: FuseConfig = field(default_factory=FuseConfig)
     initialise: InitialConfig = field(default_factory=InitialConfig)
+    complete: CompleteConfig = field(default_factory=CompleteConfig)
     min_points: int = 500  # fewer starting points than this, and random Gaussians join them
     random_points: int = 20_000  # of those
     holdout: int = 0  # every n-th photo in name order is kept out of poses and fit; 0 keeps none out

@@ -1,0 +1,124 @@
+"""Points for what no stereo pair could place: the parts of a photo that would otherwise start as holes.
+
+A hole costs more than a guess: nothing is there for the fit to move, and the background shows through. Each photo's empty
+cells get points on the surface that continues its known depths, at low confidence and as large as the cells are wide.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from splat.cameras import Cameras
+from splat.points import PointCloud
+from splat.views import Views
+
+
+@dataclass(frozen=True)
+class CompleteConfig:
+    """How holes are filled."""
+
+    cell: int = 8  # px of the fitted photo; a cell without a point is a hole
+    per_cell: int = 2  # new points along each side of an empty cell
+    in_front: float = 0.9  # a guess nearer than this share of another photo's known depth would stand in its way: dropped
+    confidence: float = 0.05  # of a guess
+    min_known: float = 0.02  # share of cells with a depth that a photo needs before it is extrapolated
+
+
+def complete(views: list[Views], cloud: PointCloud, config: CompleteConfig | None = None) -> PointCloud:
+    """The points (possibly none) that fill the holes of `cloud` as `views` see it; same world. Masked views need no filling.
+
+    Photos are filled one after another, each seeing what those before it added, so that guesses do not pile up.
+    Deterministic; not differentiable.
+    """
+    config = config or CompleteConfig()
+    singles = [(v, i) for v in views if v.masks is None for i in range(len(v))]
+    added = PointCloud(cloud.xyz[:0], cloud.rgb[:0], cloud.confidence[:0], cloud.xyz.new_zeros(0))
+    known = [_depth_of_cells(v.cameras[i], cloud.xyz, config.cell) for v, i in singles]
+    for (view, i), own in zip(singles, known):
+        camera = view.cameras[i]
+        seen = torch.minimum(own, _depth_of_cells(camera, added.xyz, config.cell)) if len(added) else own
+        if float(seen.isfinite().float().mean()) < config.min_known or bool(seen.isfinite().all()):
+            continue
+        guess = _lifted(view, i, _continued(seen), ~seen.isfinite(), config)
+        keep = torch.ones(len(guess), dtype=torch.bool)
+        for (other, j), depths in zip(singles, known):
+            keep &= ~_stands_in_front(other.cameras[j], depths, guess.xyz, config)
+        added = PointCloud.cat([added, guess[keep]])
+    return added
+
+
+def _cells(camera: Cameras, cell: int) -> Cameras:
+    """The camera with one pixel per cell."""
+    return camera.resized(max(camera.width // cell, 1), max(camera.height // cell, 1))
+
+
+def _depth_of_cells(camera: Cameras, xyz: Tensor, cell: int) -> Tensor:
+    """[h, w] depth of the nearest point in each cell, infinite where there is none."""
+    small = _cells(camera, cell)
+    pixels, depth = (x[0] for x in small.project(xyz))
+    at = pixels.floor().long()
+    inside = (depth > 0) & (at >= 0).all(-1) & (at[:, 0] < small.width) & (at[:, 1] < small.height)
+    flat = torch.full((small.height * small.width,), torch.inf)
+    flat.scatter_reduce_(0, (at[:, 1] * small.width + at[:, 0])[inside], depth[inside], "amin")
+    return flat.view(small.height, small.width)
+
+
+def _continued(depth: Tensor) -> Tensor:
+    """[h, w] with infinities -> finite everywhere: at each empty cell, a plane through the known cells nearby.
+
+    Inverse depth is linear in the image on a plane in space, so a moving least-squares plane of it continues floors and
+    walls exactly. Slopes are damped a little and
+    the result stays within a quarter to three times the photo's own range.
+    """
+    h, w = depth.shape
+    y, x = torch.meshgrid(torch.arange(h, dtype=torch.float64), torch.arange(w, dtype=torch.float64), indexing="ij")
+    at = torch.stack([x.flatten(), y.flatten()], -1)  # [h w, 2]
+    there = depth.flatten().isfinite()
+    inverse = 1 / depth.flatten()[there].double()
+    known, wanted = at[there], at[~there]
+    distance = torch.cdist(wanted, known)
+    reach = 1.5 * distance.amin(1, keepdim=True) + 3  # cells; farther holes listen to a wider neighbourhood
+    weight = torch.exp(-0.5 * (distance / reach).square())
+    offset = known[None] - wanted[:, None]  # [U, K, 2]
+    design = torch.cat([torch.ones_like(offset[..., :1]), offset / reach[..., None]], -1)  # [U, K, 3]
+    left = torch.einsum("uk,uki,ukj->uij", weight, design, design)
+    left[:, 1, 1] += 0.001 * weight.sum(1)
+    left[:, 2, 2] += 0.001 * weight.sum(1)
+    right = torch.einsum("uk,uki,k->ui", weight, design, inverse)
+    value = torch.linalg.solve(left + 1e-9 * torch.eye(3, dtype=torch.float64), right[..., None])[:, 0, 0]
+    low, high = torch.quantile(inverse, torch.tensor([0.02, 0.98], dtype=torch.float64))
+    out = depth.flatten().double().clone()
+    out[~there] = 1 / value.clamp(0.25 * low, 3 * high)
+    return out.view(h, w).to(depth.dtype)
+
+
+def _lifted(view: Views, i: int, depth: Tensor, empty: Tensor, config: CompleteConfig) -> PointCloud:
+    """Points on a finer grid of the empty cells of one photo."""
+    k = config.per_cell
+    fine = _cells(view.cameras[i], config.cell)
+    fine = fine.resized(fine.width * k, fine.height * k)
+    depth = torch.nn.functional.interpolate(depth[None, None], (fine.height, fine.width), mode="bilinear", align_corners=False)[
+        0, 0
+    ]
+    colour = view[[i]].resized(fine.width, fine.height).images[0]
+    y, x = empty.repeat_interleave(k, 0).repeat_interleave(k, 1).nonzero().unbind(-1)
+    z = depth[y, x]
+    K, world_from_cam = fine.K[0], fine.world_from_cam[0]
+    ray = torch.stack([(x + 0.5 - K[0, 2]) / K[0, 0], (y + 0.5 - K[1, 2]) / K[1, 1], torch.ones_like(z)], -1)
+    xyz = (ray * z[:, None]) @ world_from_cam[:3, :3].T + world_from_cam[:3, 3]
+    confidence = torch.full_like(z, config.confidence)
+    return PointCloud(xyz, colour[y, x], confidence, z / K[0, 0])  # one fine pixel is the footprint
+
+
+def _stands_in_front(camera: Cameras, known: Tensor, xyz: Tensor, config: CompleteConfig) -> Tensor:
+    """[N] whether a point hides what this photo is known to see."""
+    small = _cells(camera, config.cell)
+    pixels, depth = (x[0] for x in small.project(xyz))
+    at = pixels.floor().long()
+    inside = (depth > 0) & (at >= 0).all(-1) & (at[:, 0] < small.width) & (at[:, 1] < small.height)
+    at = torch.where(inside[:, None], at, torch.zeros_like(at))
+    limit = config.in_front * known[at[:, 1], at[:, 0]]
+    return inside & limit.isfinite() & (depth < limit)
