@@ -84,9 +84,12 @@ def photos_to_scene(options: Photos) -> Generator[Progress, None, Outcome]:
     yield Progress("estimate", 1, 1, plan.estimate.sentence(what), values=values)
     work = begin(out, plan.job, resume=options.resume)
     watch = Stopwatch(_costs_so_far(work))
+    # The photos go to the work alone, which drops them when the poses are known: many large ones fill gigabytes.
+    job = _photos_work(dataclasses.replace(plan, photos=()), plan.photos, work, watch, notices)
+    del plan
     try:
         with disk_errors_as_sentences(work.partial), _late(), notices:
-            return (yield from _noted(_photos_work(plan, work, watch, notices), watch, notices))
+            return (yield from _noted(job, watch, notices))
     finally:
         watch.stop()
         work.close()
@@ -162,7 +165,9 @@ def plan_photos(options: Photos) -> Plan:
     )
 
 
-def _photos_work(plan: Plan, work: WorkFolder, watch: Stopwatch, notices: Notices) -> Generator[Progress, None, Outcome]:
+def _photos_work(
+    plan: Plan, photos: tuple, work: WorkFolder, watch: Stopwatch, notices: Notices
+) -> Generator[Progress, None, Outcome]:
     from recon.reconstruct import Reconstruction
     from splat.cameras import Cameras
     from splat.extract_mesh import MeshConfig, extract_mesh
@@ -208,7 +213,9 @@ def _photos_work(plan: Plan, work: WorkFolder, watch: Stopwatch, notices: Notice
         notices.add(*logged)
         return result
 
-    scene = yield from saved("reconstruction", _reconstructed(plan.photos, recon_config))
+    reconstruction = _reconstructed(photos, recon_config)
+    del photos
+    scene = yield from saved("reconstruction", reconstruction)
     unplaced = [f"{name} could not be placed: {reason}" for name, reason in scene.reasons.items()]
     notices.add(*scene.warnings, *unplaced, *scene.fallbacks)
     train = [v.to(place.device) for v in scene.train]
@@ -250,8 +257,8 @@ def _photos_work(plan: Plan, work: WorkFolder, watch: Stopwatch, notices: Notice
             command="photos",
             inputs=[
                 *(
-                    InputFile(p.name, p.sha256, p.name in placed, scene.reasons.get(p.name), p.name in heldout_names)
-                    for p in plan.photos
+                    InputFile(name, sha256, name in placed, scene.reasons.get(name), name in heldout_names)
+                    for name, sha256 in plan.job["inputs"]
                 ),
                 *(InputFile(name, None, False, reason) for name, reason in plan.skipped),
             ],
