@@ -223,7 +223,7 @@ def _problems(
             problems.append(f"{len(names)} of {count} photos {sentence} ({_some(names)}).")
     if still:
         names = [f"{photos[i].name} and {photos[j].name}" for i, j in still]
-        problems.append(f"{len(still)} pairs of photos show the same view and add nothing ({_some(names)}).")
+        problems.append(f"{len(still)} of the pairs of photos are the same view twice and add nothing ({_some(names)}).")
     weak = [photos[i].name for i in groups[0] if findings[i].links == 1]
     if weak and len(groups[0]) > 2:
         problems.append(f"{len(weak)} of {count} photos connect to a single other photo and may be lost ({_some(weak)}).")

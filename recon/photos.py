@@ -66,8 +66,8 @@ class PhotoSet:
 def read_photos(inputs: Sequence[Path], config: PhotoConfig | None = None) -> PhotoSet:
     """Folders, picture files, videos and `transforms.json` files -> the photos of the job, in natural order of their names.
 
-    A folder gives its pictures, or else those of its folder `images`, those that its `transforms.json` names, or its videos;
-    a `transforms.json` stands for the pictures that it names. What cannot be read is skipped with a reason. Pictures with
+    A folder gives its pictures, or else its videos, those of its folder `images`, or those that its `transforms.json` names; a
+    `transforms.json` stands for the pictures that it names. What cannot be read is skipped with a reason. Pictures with
     alpha are composited on white and get it as mask; other masks leave the image as it is (`composited` applies them). Links
     to pictures are followed. Raises `InputError` when fewer than `config.min_photos` different photos remain, or an input or a
     mask is unusable.
