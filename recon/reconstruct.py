@@ -147,9 +147,11 @@ def _first_splats(
     """Splats from the configured points; where these are few, random ones fill the space that the cameras look at."""
     known = len(dense) + len(sparse)
     if known >= config.min_points:
-        return initial_splats(
-            choose_points(dense, sparse, config.initialise.source), config.initialise
-        ), config.initialise.source
+        points = choose_points(dense, sparse, config.initialise.source)
+        if points.radius is None:
+            points = dataclasses.replace(points, radius=nearest_spacing(points.xyz))
+        points = PointCloud.cat([points, complete(views, points, config.complete)])
+        return initial_splats(points, config.initialise), config.initialise.source
     fallbacks.append(
         f"The photos gave only {known} points in space; the fit starts from {config.random_points} random Gaussians."
     )

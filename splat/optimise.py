@@ -12,6 +12,7 @@ import json
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -53,7 +54,8 @@ class FitConfig:
     densify: Densify = field(default_factory=MCMCDensify)  # how Gaussians are added and removed
     max_gaussians: int = 100_000  # never more than this
     memory_budget: int | None = None  # bytes the fit may use; lowers the cap on Gaussians
-    random_background: bool = True  # masked views only: a new colour behind the subject at each step, so alpha must be right
+    # A new colour behind the splats at each step: masked subjects get a clean outline, whole photos get no see-through holes.
+    random_background: Literal["never", "masked", "always"] = "always"
     background: tuple[float, float, float] = (1.0, 1.0, 1.0)  # sRGB that masked views are composited on, and renders show
     antialiased: bool = False  # compensate opacity for the pixel low-pass (Mip-Splatting)
     exposure: bool = False  # learn a colour gain and offset per photo; the average photo keeps its own
@@ -164,9 +166,10 @@ def fit(
         if config.exposure:
             image = image * (1 + exposures[photo, 0]) + exposures[photo, 1] * rendering.alpha[..., None]
         backdrop = torch.tensor(config.background, device=device)
-        if view.masks is not None and config.random_background:
+        if config.random_background == "always" or (config.random_background == "masked" and view.masks is not None):
             colour = torch.rand(3, generator=generator).to(device)
-            truth = truth + (1 - view.masks[i, None, ..., None]) * (colour - backdrop)
+            if view.masks is not None:
+                truth = truth + (1 - view.masks[i, None, ..., None]) * (colour - backdrop)
             backdrop = colour
         image = image + (1 - rendering.alpha[..., None]) * backdrop
         photo_loss = photometric(image, truth, config.ssim_weight)
@@ -195,11 +198,12 @@ def fit(
             apply_edit(edit, parameters, optimiser)
             seen = Observations.empty(len(parameters["means"]), device)
 
-        if step % config.report_every == 0 or step == config.steps:
+        save_now = state is not None and (step % config.checkpoint_every == 0 or step == config.steps)
+        if save_now or step % config.report_every == 0 or step == config.steps:
             value = float(psnr(image.detach(), truth).mean())
             running = value if running is None else 0.9 * running + 0.1 * value
             values = {"psnr": running, "loss": float(photo_loss.detach()), "gaussians": len(parameters["means"])}
-            if state is not None and (step % config.checkpoint_every == 0 or step == config.steps):
+            if save_now:
                 _save(state, fingerprint, step, running, parameters, exposures, poses, optimiser, seen)
             yield Progress("fit", step, config.steps, preview=image[0].detach().clamp(0, 1), values=values)
 
@@ -300,7 +304,10 @@ def _moved_cameras(views: list[Views], poses: Tensor, extent: float) -> list[Cam
 
 def _fingerprint(views: list[Views], initial: Splats, config: FitConfig) -> str:
     """SHA-256 of everything that decides the result, so that a state of other inputs is never continued."""
-    sha = hashlib.sha256(json.dumps(dataclasses.asdict(config), sort_keys=True, default=str).encode())
+    decisive = dataclasses.asdict(config)
+    for name in ("threads", "report_every", "checkpoint_every"):  # these change when and where, not what
+        del decisive[name]
+    sha = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode())
     for f in dataclasses.fields(initial):
         sha.update(getattr(initial, f.name).detach().cpu().contiguous().numpy().tobytes())
     for view in views:
