@@ -24,7 +24,7 @@ import torch
 from recon import features as feature_matching
 from recon.features import FeatureConfig, Features, Kind
 from recon.poses import Observations, PoseConfig, Poses, Solver
-from recon.poses.plausibility import Judgement, check_photos, judge
+from recon.poses.plausibility import FEW_KEYPOINTS, Judgement, check_motion, check_texture, judge
 from recon.poses.solution import NOMINAL_SIDE, Problem, Solution, Verified
 from splat.cameras import Cameras, intrinsics
 from splat.errors import InputError, StoppedLate
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 UNKNOWN_FOCAL = 1.2  # x long side: between a phone's main lens (0.75) and a portrait lens, and COLMAP's own guess
-FEW_KEYPOINTS = 60  # a photo with fewer is blurred or shows nothing with texture
 WEAKEST = 15  # verified matches that a pair needs to count
 CLEAR = 0.85  # share of verified matches that a solution explains when there is nothing to doubt; false ones stay below 0.83
+WELL_ANCHORED = 40  # points seen by three photos that leave no doubt where a photo stood
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,13 @@ class Attempt:
 
     @property
     def clear(self) -> bool:
-        """Every photo placed and believed, and nothing speaks against it."""
-        believed = len(self.judgement.kept) == len(self.problem.keypoints)
-        return believed and not self.judgement.warnings and self.judgement.explained >= CLEAR
+        return is_clear(self.judgement, len(self.problem.keypoints))
+
+
+def is_clear(judgement: Judgement, count: int) -> bool:
+    """Every photo placed, well anchored and believed, and nothing speaks against it."""
+    believed = len(judgement.kept) == count and (count == 2 or judgement.anchors >= WELL_ANCHORED)
+    return believed and not judgement.warnings and judgement.explained >= CLEAR
 
 
 def solve(photos: Sequence[Photo], config: PoseConfig) -> Solver:
@@ -98,8 +102,8 @@ def solve(photos: Sequence[Photo], config: PoseConfig) -> Solver:
         ]
         if any(attempt.clear for attempt in attempts):
             break
-    check_photos(names, problem, verified)
     if not attempts:
+        check_texture(names, problem)
         raise StoppedLate(
             f"None of the {len(photos)} photos could be placed; take more photos that overlap by two thirds, "
             "of something with texture, moving the camera between them."
@@ -214,6 +218,7 @@ def map_problem(
         if not (folder / "verify.npz").exists():
             raise StoppedLate("The verification of the photo pairs ended early; free some memory and run the job again.")
         verified = Verified.read(folder / "verify.npz")
+        check_motion(names, problem, verified)
         if verified.counts.max(initial=0) < WEAKEST:
             return verified, []
         solutions: list[Solution] = []
@@ -222,7 +227,7 @@ def map_problem(
             found = [Solution.read(folder / f"{step}.npz", step) for step in steps]
             solutions += [s for s in found if s is not None]
             judged = [judge(problem, verified, s, names) for s in solutions]
-            if any(len(j.kept) == len(names) and not j.warnings and j.explained >= CLEAR for j in judged):
+            if any(is_clear(j, len(names)) for j in judged):
                 break
     return verified, solutions
 

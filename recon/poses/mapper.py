@@ -66,6 +66,7 @@ def verify(folder: Path, problem: np.lib.npyio.NpzFile) -> dict[str, np.ndarray]
         database.write_keypoints(image.image_id, points.astype(np.float32))
     options = pycolmap.TwoViewGeometryOptions(compute_relative_pose=True, detect_watermark=False)
     options.ransac.random_seed = int(problem["seed"])
+    options.ransac.max_num_trials = 3000  # a third of the usual: hopeless pairs take nearly all the time
     configs, inliers, poses, angles, homography = [], [], [], [], []
     for (i, j), rows in zip(problem["pairs"], matches):
         geometry = pycolmap.estimate_two_view_geometry(

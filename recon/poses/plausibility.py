@@ -19,6 +19,8 @@ from splat.errors import InputError
 MAX_ERROR = 4.0  # px (solver's): a match is explained when it is this near the epipolar line, with the point in front of both
 LINK = 20  # explained matches that tie two photos together
 STRONG = 40  # verified matches that chance does not produce (chance pairs on carpet reach 35)
+ANCHORED = 12  # points of a photo that three or more photos see: without them its distance from the others is free
+FEW_KEYPOINTS = 60  # a photo with fewer is blurred or shows nothing with texture
 FOCAL_RANGE = (0.35, 4.0)  # x long side; from a 125 degree lens to a long telephoto; wrong models reach 0.33, 10, 21
 
 
@@ -32,16 +34,22 @@ class Judgement:
     refusal: str | None  # one sentence, when nothing may be believed
     support: float  # matches explained; the measure for choosing between solutions of one problem
     explained: float  # the same as a share of all verified matches between placed photos
+    anchors: int = 0  # points seen by three photos that the worst anchored kept photo has
 
 
-def check_photos(names: Sequence[str], problem: Problem, verified: Verified) -> None:
-    """Raise `InputError` for photos that cannot show depth: identical, without texture, or all taken from one spot."""
+def check_texture(names: Sequence[str], problem: Problem) -> None:
+    """Raise `InputError` for photos that show nothing to hold on to."""
     keypoints = np.array([len(k) for k in problem.keypoints])
-    if np.median(keypoints) < 60:
+    if np.median(keypoints) < FEW_KEYPOINTS:
         raise InputError(
-            f"{(keypoints < 60).sum()} of {len(names)} photos show almost no texture (median {np.median(keypoints):.0f} "
-            "keypoints); photograph something with texture, or put a patterned cloth or newspaper under and behind it."
+            f"{(keypoints < FEW_KEYPOINTS).sum()} of {len(names)} photos show almost no texture (median "
+            f"{np.median(keypoints):.0f} keypoints); photograph something with texture, or put a patterned cloth or newspaper "
+            "under and behind it."
         )
+
+
+def check_motion(names: Sequence[str], problem: Problem, verified: Verified) -> None:
+    """Raise `InputError` for photos that cannot show depth: the same picture, or all taken from one spot."""
     strong = [n for n, count in enumerate(verified.counts) if count >= STRONG]
     if not strong:
         return
@@ -65,7 +73,7 @@ def _same_picture(problem: Problem, verified: Verified, number: int) -> bool:
 
 
 def _only_turned(problem: Problem, verified: Verified, number: int) -> bool:
-    """Does a homography K R K^-1 explain 95 % of a pair's verified matches to 3 px, for some plausible focal length?
+    """Does a homography K R K^-1 explain 93 % of a pair's verified matches to 3 px, for some plausible focal length?
 
     A plane seen from two places has a homography too, but not one of this form. Hartley and Zisserman, section 13.4.
     """
@@ -79,7 +87,7 @@ def _only_turned(problem: Problem, verified: Verified, number: int) -> bool:
         rotation = _best_rotation(unit[0], unit[1])
         turned = rays[0] @ rotation.T
         error = np.linalg.norm(turned[:, :2] / turned[:, 2:] - rays[1][:, :2], axis=1) * guess
-        if np.mean(error < 3.0) > 0.95:
+        if np.mean(error < 3.0) > 0.93:
             return True
     return False
 
@@ -155,17 +163,15 @@ def judge(problem: Problem, verified: Verified, solution: Solution, names: Seque
             share,
         )
     groups = tied_groups(problem, counts, np.nan_to_num(shares), solution)
-    kept = max(groups, key=lambda g: (len(g), -g[0]))
+    group = max(groups, key=lambda g: (len(g), -g[0]))
+    kept, anchors = anchored(solution, group)
     if len(kept) < 2:
         return _refused(
             "No two photos agree on where they were taken; take more photos that overlap by two thirds.", support, share
         )
-    dropped = {
-        photo: "its position contradicts its matches with other photos"
-        for group in groups
-        if group is not kept
-        for photo in group
-    }
+    dropped = {p: "its position contradicts its matches with other photos" for p in solution.photos.tolist() if p not in kept}
+    for photo in set(group) - set(kept):
+        dropped[photo] = "too few of its points are seen by two other photos; add photos between it and its neighbours"
     inside = placed & np.isin(problem.pairs, kept).all(axis=1)
     against = inside & (counts >= STRONG) & (np.nan_to_num(shares) < 0.3)
     warnings = []
@@ -175,7 +181,25 @@ def judge(problem: Problem, verified: Verified, solution: Solution, names: Seque
             f"{against.sum()} pairs of photos look alike but were placed apart (for one, {names[i]} and {names[j]}); "
             "if the result looks folded or doubled, add photos between them."
         )
-    return Judgement(tuple(sorted(kept)), dropped, tuple(warnings), None, support, share)
+    return Judgement(kept, dropped, tuple(warnings), None, support, share, anchors)
+
+
+def anchored(solution: Solution, group: Sequence[int]) -> tuple[tuple[int, ...], int]:
+    """The photos of `group` with `ANCHORED` points that three of its photos see, and the fewest such points of any of them.
+
+    Matches between two photos alone fix the direction between them, never its length, and for a plane not even that. Two
+    photos by themselves are not asked.
+    """
+    kept = sorted(group)
+    while len(kept) > 2:
+        seen = solution.seen[np.isin(solution.seen[:, 1], kept)]
+        length = np.bincount(seen[:, 0], minlength=len(solution.points))
+        anchors = {p: int((length[seen[seen[:, 1] == p, 0]] >= 3).sum()) for p in kept}
+        worst = min(kept, key=anchors.__getitem__)
+        if anchors[worst] >= ANCHORED:
+            return tuple(kept), anchors[worst]
+        kept.remove(worst)
+    return tuple(kept), 0
 
 
 def _refused(sentence: str, support: float, share: float) -> Judgement:
