@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 UNKNOWN_FOCAL = 1.2  # x long side: between a phone's main lens (0.75) and a portrait lens, and COLMAP's own guess
 WEAKEST = 15  # verified matches that a pair needs to count
 CLEAR = 0.85  # share of verified matches that a solution explains when there is nothing to doubt; false ones stay below 0.83
+HOPELESS = 0.03  # share of mutual nearest neighbours under which LighterGlue found nothing in 25 of 25 pairs
 WELL_ANCHORED = 40  # points seen by three photos that leave no doubt where a photo stood
 
 
@@ -150,7 +151,10 @@ def match_all(
     out = []
     for number, (i, j) in enumerate(pairs):
         yield Progress("matches", number, len(pairs))
-        out.append(feature_matching.match(features[i], features[j], settings).numpy())
+        first, second = features[i], features[j]
+        fewest = HOPELESS * min(len(first), len(second))
+        hopeless = first.kind == "xfeat" and feature_matching.count_mutual(first, second) < fewest
+        out.append(np.zeros((0, 2), np.int64) if hopeless else feature_matching.match(first, second, settings).numpy())
     return tuple(out)
 
 
