@@ -110,11 +110,18 @@ def window_sum(x: Tensor, size: int) -> Tensor:
     return x
 
 
+UNSEEN = 9.0  # the cost of a neighbour that does not have the point in its frame: `best_mean` leaves it out
+FEWER = 0.1  # what each neighbour too few costs, so that no depth wins by leaving the frames
+
+
 def best_mean(costs: Tensor, count: int) -> Tensor:
-    """Mean of the `count` smallest along dimension 0: a surface point hidden from some neighbours is judged by the others."""
+    """[N, ...] costs in [0, 1] of N neighbours, or UNSEEN -> mean of the `count` smallest [...]; 1 where none sees the point.
+
+    The best ones, because a surface point hidden from some neighbours is judged by the others.
+    """
     count = min(count, costs.shape[0])
-    if count == costs.shape[0]:
-        return costs.mean(0)
-    if count == 1:
-        return costs.amin(0)
-    return costs.topk(count, dim=0, largest=False).values.mean(0)
+    best = costs.amin(0)[None] if count == 1 else costs.topk(count, dim=0, largest=False).values
+    seen = best < UNSEEN
+    number = seen.sum(0)
+    mean = torch.where(seen, best, 0.0).sum(0) / number.clamp_min(1)
+    return torch.where(number > 0, (mean + FEWER * (count - number)).clamp_max(1), 1.0)

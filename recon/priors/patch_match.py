@@ -12,6 +12,7 @@ from torch import Tensor
 
 from recon.priors.matching import (
     NOISE_VARIANCE,
+    UNSEEN,
     Neighbour,
     Photo,
     best_mean,
@@ -145,7 +146,7 @@ class _Patches:
 def _patch_costs(
     patches: _Patches, source: Neighbour, base: Tensor, inverse: Tensor, slope: Tensor, chunk: int = 4096
 ) -> Tensor:
-    """1 - ZNCC, capped at 1, of slanted patches in one neighbour: [P]; `slope` per pixel of the photo. Out of view costs 1."""
+    """1 - ZNCC, capped at 1, of slanted patches in one neighbour: [P]; `slope` per pixel of the photo. UNSEEN out of view."""
     costs = []
     du, dv = patches.offsets[:, None].unbind(-1)
     for start in range(0, len(inverse), chunk):
@@ -158,5 +159,5 @@ def _patch_costs(
         variance = (weight * values * values).sum(0)
         covariance = (patches.weighted[:, part] * values).sum(0)
         zncc = covariance * ((patches.variance[part] + NOISE_VARIANCE) * (variance + NOISE_VARIANCE)).rsqrt()
-        costs.append(torch.where(in_frame(places[len(places) // 2]), (1 - zncc).clamp(0, 1), 1.0))
+        costs.append(torch.where(in_frame(places[len(places) // 2]), (1 - zncc).clamp(0, 1), UNSEEN))
     return torch.cat(costs)

@@ -19,6 +19,7 @@ from recon.consistency import Posed, agreement
 from recon.priors import DepthMap
 from recon.priors.matching import (
     NOISE_VARIANCE,
+    UNSEEN,
     Neighbour,
     Photo,
     best_mean,
@@ -229,7 +230,7 @@ class _Padded:
 
 
 def _window_costs(padded: _Padded, neighbours: list[Neighbour], planes: Tensor, size: int) -> Tensor:
-    """1 - ZNCC, capped at 1, of fronto-parallel windows: [neighbours, D, h, w]. Out of a neighbour's view costs 1."""
+    """1 - ZNCC, capped at 1, of fronto-parallel windows: [neighbours, D, h, w]. UNSEEN out of its view."""
     costs = []
     weighted = padded.weight * padded.gray
     r = size // 2
@@ -243,7 +244,7 @@ def _window_costs(padded: _Padded, neighbours: list[Neighbour], planes: Tensor, 
         zncc = covariance * ((padded.variance + NOISE_VARIANCE) * (variance + NOISE_VARIANCE)).rsqrt()
         height, width = zncc.shape[1:]
         inside = in_frame(places[:, r : r + height, r : r + width])
-        costs.append(torch.where(inside, (1 - zncc).clamp(0, 1), 1.0))
+        costs.append(torch.where(inside, (1 - zncc).clamp(0, 1), UNSEEN))
     return torch.stack(costs)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from stereo_scenes import photographed, plane, sideways, sphere
 
-from recon.priors.matching import Photo, best_mean, in_frame, neighbour, normalised, pixels_apart, sample, window_sum
+from recon.priors.matching import UNSEEN, Photo, best_mean, in_frame, neighbour, normalised, pixels_apart, sample, window_sum
 from recon.priors.neighbours import choose_neighbours, depth_range, hull_bounds, unproject
 from recon.priors.semi_global import aggregate
 from recon.priors.surface import Surface, carried, fitted_slopes, pixel_grid, spanned
@@ -65,10 +65,12 @@ def test_window_sum(size):
 
 
 def test_best_mean_ignores_the_worst():
-    costs = torch.tensor([[0.1], [0.9], [0.3], [1.0]])
+    costs = torch.tensor([[0.1], [0.9], [0.3], [1.0], [UNSEEN]])
     assert float(best_mean(costs, 2)) == pytest.approx(0.2)
     assert float(best_mean(costs, 1)) == pytest.approx(0.1)
-    assert float(best_mean(costs, 9)) == pytest.approx(0.575)
+    assert float(best_mean(costs, 4)) == pytest.approx(0.575)
+    assert float(best_mean(costs, 5)) == pytest.approx(0.675)  # one too few
+    assert float(best_mean(costs[4:], 2)) == 1
 
 
 def test_semi_global_matches_a_slow_loop():
