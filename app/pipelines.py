@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # Options that say where and how loudly a job runs, not what it computes; a resumed run may change them.
-FREE_OPTIONS = {"out", "resume", "overwrite", "compact", "quiet", "json", "inputs", "masks", "poses"}
+FREE_OPTIONS = {"out", "threads", "resume", "overwrite", "compact", "quiet", "json", "inputs", "masks", "poses"}
 
 
 @dataclass(frozen=True)
@@ -366,7 +366,7 @@ def _licences(solved: bool) -> list[Licence]:
 def _job(options: Photos, photos: tuple, place: Place) -> dict[str, Any]:
     """What two runs must share to be one run that continues."""
     fixed = {f.name: getattr(options, f.name) for f in dataclasses.fields(options) if f.name not in FREE_OPTIONS}
-    fixed |= {"device": place.device, "renderer": place.renderer, "threads": place.threads}
+    fixed |= {"device": place.device, "renderer": place.renderer}
     poses = Path(options.poses)
     files = (
         [] if options.poses == "auto" else [poses] if poses.is_file() else sorted(p for p in poses.rglob("*") if p.is_file())
