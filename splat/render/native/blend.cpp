@@ -29,9 +29,18 @@ struct Window {  // a tile's part of the image
           height(std::min(TILE, view.height - y0)) {}
 };
 
-// Where pixel (x, y) of a tile is in an array of blocks.
-inline int lane_of(int x, int y) {
-    return ((y / BLOCK_HEIGHT) * COLUMNS + x / BLOCK_WIDTH) * LANES + (y % BLOCK_HEIGHT) * BLOCK_WIDTH + x % BLOCK_WIDTH;
+// Calls body(index of the first pixel in the image, its place in an array of blocks, count) for the rows of all blocks.
+template <class F>
+inline void for_pixel_runs(const Window& window, int image_width, F&& body) {
+    for (int y = 0; y < window.height; ++y)
+        for (int x = 0; x < window.width; x += BLOCK_WIDTH) {
+            int lane = ((y / BLOCK_HEIGHT) * COLUMNS + x / BLOCK_WIDTH) * LANES + (y % BLOCK_HEIGHT) * BLOCK_WIDTH;
+            size_t at = size_t(window.y0 + y) * image_width + window.x0 + x;
+            if (window.width - x >= BLOCK_WIDTH)
+                body(at, lane, BLOCK_WIDTH);
+            else
+                body(at, lane, window.width - x);
+        }
 }
 
 inline V log2_alpha(const Record& g, V dx, V dy) {
@@ -74,8 +83,10 @@ inline Bits open_blocks(const V* T) {
 
 inline void start(const Window& window, V* T) {
     alignas(64) float lanes[BLOCKS * LANES];
-    for (int y = 0; y < TILE; ++y)
-        for (int x = 0; x < TILE; ++x) lanes[lane_of(x, y)] = x < window.width && y < window.height ? 1.0f : -1.0f;
+    std::fill(lanes, lanes + BLOCKS * LANES, -1.0f);
+    for_pixel_runs(window, 0, [&](size_t, int lane, int count) {
+        for (int i = 0; i < count; ++i) lanes[lane + i] = 1.0f;
+    });
     for (int b = 0; b < BLOCKS; ++b) T[b] = load(lanes + b * LANES);
 }
 
@@ -118,18 +129,20 @@ void blend_tile(const View& view, const CameraState& state, const Offsets& offse
         B[b] = fma(T[b], bg_b, B[b]);
         T[b] = 1.0f - T[b];
     }
-    const float *pr = (const float*)R, *pg = (const float*)G, *pb = (const float*)B, *pd = (const float*)D, *pa = (const float*)T;
-    for (int y = 0; y < window.height; ++y) {
-        size_t at = size_t(window.y0 + y) * view.width + window.x0;
-        for (int x = 0; x < window.width; ++x, ++at) {
-            int l = lane_of(x, y);
-            rgb[3 * at] = pr[l];
-            rgb[3 * at + 1] = pg[l];
-            rgb[3 * at + 2] = pb[l];
-            alpha[at] = pa[l];
-            depth[at] = pd[l];
-        }
+    alignas(64) float pixels[5][BLOCKS * LANES];
+    for (int b = 0; b < BLOCKS; ++b) {
+        store(pixels[0] + b * LANES, R[b]), store(pixels[1] + b * LANES, G[b]), store(pixels[2] + b * LANES, B[b]);
+        store(pixels[3] + b * LANES, T[b]), store(pixels[4] + b * LANES, D[b]);
     }
+    for_pixel_runs(window, view.width, [&](size_t at, int lane, int count) {
+        for (int i = 0; i < count; ++i) {
+            rgb[3 * (at + i)] = pixels[0][lane + i];
+            rgb[3 * (at + i) + 1] = pixels[1][lane + i];
+            rgb[3 * (at + i) + 2] = pixels[2][lane + i];
+            alpha[at + i] = pixels[3][lane + i];
+            depth[at + i] = pixels[4][lane + i];
+        }
+    });
 }
 
 struct Pixels {  // the upstream gradients of a tile, and the running suffix
@@ -142,10 +155,10 @@ void load_upstream(const View& view, const Window& window, const float* rgb, con
     alignas(64) float r[BLOCKS * LANES] = {}, g[BLOCKS * LANES] = {}, b[BLOCKS * LANES] = {}, z[BLOCKS * LANES] = {};
     alignas(64) float suffix[BLOCKS * LANES] = {};
     float total_r = 0, total_g = 0, total_b = 0;
-    for (int y = 0; y < window.height; ++y) {
-        size_t at = size_t(window.y0 + y) * view.width + window.x0;
-        for (int x = 0; x < window.width; ++x, ++at) {
-            int l = lane_of(x, y);
+    for_pixel_runs(window, view.width, [&](size_t first, int lane, int count) {
+        for (int i = 0; i < count; ++i) {
+            size_t at = first + i;
+            int l = lane + i;
             float left_over = 1.0f - alpha[at], s = 0;
             if (up.rgb) {
                 r[l] = up.rgb[3 * at], g[l] = up.rgb[3 * at + 1], b[l] = up.rgb[3 * at + 2];
@@ -156,7 +169,7 @@ void load_upstream(const View& view, const Window& window, const float* rgb, con
             if (up.alpha) s -= left_over * up.alpha[at];
             suffix[l] = s;
         }
-    }
+    });
     for (int k = 0; k < BLOCKS; ++k) {
         pixels.r[k] = load(r + k * LANES), pixels.g[k] = load(g + k * LANES), pixels.b[k] = load(b + k * LANES);
         pixels.z[k] = load(z + k * LANES), pixels.suffix[k] = load(suffix + k * LANES);
