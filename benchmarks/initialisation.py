@@ -21,8 +21,9 @@ from pathlib import Path
 
 import torch
 
+from recon.complete import complete
 from recon.fuse import FuseConfig, fuse
-from recon.initialise import InitialConfig, choose_points, initial_splats, random_splats, viewing_bound
+from recon.initialise import InitialConfig, choose_points, initial_splats, nearest_spacing, random_splats, viewing_bound
 from recon.photos import Photo, PhotoConfig, composited, read_photos
 from recon.poses import PoseConfig, Poses, solve_poses, undistort
 from recon.poses.from_file import load_poses, photos_of_transforms
@@ -90,6 +91,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--max-gaussians", type=int, default=60_000)
     parser.add_argument("--random-count", type=int, default=20_000)
+    parser.add_argument("--holes", action="store_true", help="leave what no point covers empty, instead of continuing surfaces")
     parser.add_argument("--rows", nargs="+", choices=STARTS, default=list(STARTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--threads", type=int, default=2)
@@ -138,7 +140,11 @@ def first_splats(
     if start == "random":
         centre, radius = viewing_bound([v.cameras for v in train], sparse if len(sparse) else None)
         return random_splats(args.random_count, centre, radius, config)
-    return initial_splats(choose_points(dense, sparse, start), config)
+    points = choose_points(dense, sparse, start)
+    if not args.holes:
+        points = dataclasses.replace(points, radius=nearest_spacing(points.xyz)) if points.radius is None else points
+        points = PointCloud.cat([points, complete(train, points)])
+    return initial_splats(points, config)
 
 
 def measured(

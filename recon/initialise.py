@@ -27,8 +27,8 @@ class InitialConfig:
     """How points become splats."""
 
     source: Source = "dense"  # which points: of the stereo prior, of the pose solver, or both
-    opacity: float = 0.1  # of every splat at the start; low enough that a wrong one fades quickly
-    scale: float = 0.7  # standard deviation in footprints (depth / focal): neighbours on a pixel grid just blend
+    opacity: float = 0.1  # of every splat at the start: a wrong one fades quickly
+    scale: float = 1.0  # standard deviation in footprints (depth / focal); less leaves holes between pixels at a slant
     sh_degree: int = 3  # bands above 0 start at zero
     seed: int = 0
 
