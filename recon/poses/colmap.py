@@ -90,6 +90,7 @@ def solve(photos: Sequence[Photo], config: PoseConfig) -> Solver:
     matches: dict[Kind, tuple[np.ndarray, ...]] = {}
     attempts: list[Attempt] = []
     pairs: list[tuple[int, int]] = []
+    repeats: np.ndarray | None = None
     for kinds in rounds[config.features]:
         for kind in kinds:
             if kind not in features:
@@ -97,7 +98,9 @@ def solve(photos: Sequence[Photo], config: PoseConfig) -> Solver:
                 pairs = pairs or choose_pairs(features[kind], config)
                 matches[kind] = yield from match_all(features[kind], pairs)
         problem = pose_problem(photos, [features[k] for k in kinds], pairs, [matches[k] for k in kinds], config)
-        verified, solutions = yield from map_problem(problem, names, config)
+        problem = replace(problem, exact=kinds == ("sift",))
+        verified, solutions = yield from map_problem(problem, names, repeats, config)
+        repeats = verified.second
         attempts += [
             Attempt(kinds, dict(features), problem, verified, s, judge(problem, verified, s, names)) for s in solutions
         ]
@@ -206,15 +209,19 @@ def pose_problem(
         matches=tuple(joined),
         refine_focal=linked >= 6 or not all_known,  # a frozen wrong focal costs more than a refined one from 6 photos on
         refine_distortion=linked >= 7,
+        exact=False,
         seed=config.seed,
         max_seconds=config.max_seconds,
     )
 
 
 def map_problem(
-    problem: Problem, names: Sequence[str], config: PoseConfig
+    problem: Problem, names: Sequence[str], repeats: np.ndarray | None, config: PoseConfig
 ) -> Generator[Progress, None, tuple[Verified, list[Solution]]]:
-    """Verify the pairs, run both mappers, and a more cautious one where neither leaves a clear case."""
+    """Verify the pairs, run both mappers, and a more cautious one where neither leaves a clear case.
+
+    `repeats` is `Verified.second` of an earlier round whose keypoints were exact.
+    """
     with tempfile.TemporaryDirectory(prefix="splatsmith-poses-") as name:
         folder = Path(name)
         problem.write(folder / "problem.npz")
@@ -222,6 +229,7 @@ def map_problem(
         if not (folder / "verify.npz").exists():
             raise StoppedLate("The verification of the photo pairs ended early; free some memory and run the job again.")
         verified = Verified.read(folder / "verify.npz")
+        verified = verified if repeats is None else replace(verified, second=repeats)
         check_motion(names, problem, verified)
         if verified.counts.max(initial=0) < WEAKEST:
             return verified, []

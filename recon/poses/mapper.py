@@ -67,7 +67,7 @@ def verify(folder: Path, problem: np.lib.npyio.NpzFile) -> dict[str, np.ndarray]
     options = pycolmap.TwoViewGeometryOptions(compute_relative_pose=True, detect_watermark=False)
     options.ransac.random_seed = int(problem["seed"])
     options.ransac.max_num_trials = 3000  # a third of the usual: hopeless pairs take nearly all the time
-    configs, inliers, poses, angles, homography = [], [], [], [], []
+    configs, inliers, poses, angles, second = [], [], [], [], []
     for (i, j), rows in zip(problem["pairs"], matches):
         geometry = pycolmap.estimate_two_view_geometry(
             cameras[of_photo[i]], keypoints[i], cameras[of_photo[j]], keypoints[j], rows, options
@@ -79,7 +79,8 @@ def verify(folder: Path, problem: np.lib.npyio.NpzFile) -> dict[str, np.ndarray]
         inliers.append(np.asarray(geometry.inlier_matches).reshape(-1, 2))
         poses.append(np.eye(3, 4) if pose is None else pose.matrix())
         angles.append(geometry.tri_angle)
-        homography.append(np.zeros((3, 3)) if geometry.H is None else geometry.H)
+        look = bool(problem["exact"])
+        second.append(second_geometry(rows, inliers[-1], cameras, of_photo, keypoints, (i, j), options) if look else 0)
     database.close()
     return {
         "config": np.array(configs),
@@ -87,8 +88,22 @@ def verify(folder: Path, problem: np.lib.npyio.NpzFile) -> dict[str, np.ndarray]
         "inlier_splits": np.cumsum([len(x) for x in inliers])[:-1],
         "pose": np.array(poses),  # [P, 3, 4] of the second camera in the first one's frame
         "angle": np.array(angles),  # radians, median between the two rays
-        "H": np.array(homography),
+        "second": np.array(second),  # matches left over by the first geometry that agree on another one
     }
+
+
+def second_geometry(rows, inliers, cameras, of_photo, keypoints, pair, options) -> int:
+    """How many of the matches that did not fit fit another geometry: many where a photo's content repeats itself."""
+    width = int(rows.max(initial=0)) + 1
+    code = rows[:, 0].astype(np.int64) * width + rows[:, 1]
+    rest = rows[~np.isin(code, inliers[:, 0].astype(np.int64) * width + inliers[:, 1])]
+    if len(inliers) < 40 or len(rest) < 20:
+        return 0
+    i, j = pair
+    other = pycolmap.estimate_two_view_geometry(
+        cameras[of_photo[i]], keypoints[i], cameras[of_photo[j]], keypoints[j], rest, options
+    )
+    return len(other.inlier_matches)
 
 
 def map_incrementally(folder: Path, problem: np.lib.npyio.NpzFile, weakest: int) -> dict[str, np.ndarray]:

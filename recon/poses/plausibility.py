@@ -19,6 +19,7 @@ from splat.errors import InputError
 MAX_ERROR = 4.0  # px (solver's): a match is explained when it is this near the epipolar line, with the point in front of both
 LINK = 20  # explained matches that tie two photos together
 STRONG = 40  # verified matches that chance does not produce (chance pairs on carpet reach 35)
+TWICE = 20  # matches that agree on a second arrangement; without repeated content at most 16 were seen
 ANCHORED = 12  # points of a photo that three or more photos see: without them its distance from the others is free
 FEW_KEYPOINTS = 60  # a photo with fewer is blurred or shows nothing with texture
 FOCAL_RANGE = (0.35, 4.0)  # x long side; from a 125 degree lens to a long telephoto; wrong models reach 0.33, 10, 21
@@ -180,6 +181,13 @@ def judge(problem: Problem, verified: Verified, solution: Solution, names: Seque
         warnings.append(
             f"{against.sum()} pairs of photos look alike but were placed apart (for one, {names[i]} and {names[j]}); "
             "if the result looks folded or doubled, add photos between them."
+        )
+    twice = inside & (verified.second >= np.maximum(TWICE, 0.05 * counts))
+    if twice.any():
+        i, j = problem.pairs[np.where(twice, verified.second, 0).argmax()]
+        warnings.append(
+            f"{twice.sum()} pairs of photos match in two different ways (for one, {names[i]} and {names[j]}), so sides of the "
+            "subject look alike and may have been taken for one another; look at the result from all sides."
         )
     return Judgement(kept, dropped, tuple(warnings), None, support, share, anchors)
 

@@ -27,6 +27,9 @@ class Problem:
     matches: tuple[np.ndarray, ...]  # P of [M, 2] keypoint rows
     refine_focal: bool
     refine_distortion: bool
+    exact: (
+        bool  # keypoints are exact to half a pixel: what a pair's geometry leaves over tells of repeated content, not of noise
+    )
     seed: int
     max_seconds: float
 
@@ -42,6 +45,7 @@ class Problem:
             match_splits=np.cumsum([len(m) for m in self.matches])[:-1],
             refine_focal=self.refine_focal,
             refine_distortion=self.refine_distortion,
+            exact=self.exact,
             seed=self.seed,
             max_seconds=self.max_seconds,
         )
@@ -55,13 +59,13 @@ class Verified:
     inliers: tuple[np.ndarray, ...]  # P of [M, 2] keypoint rows that fit it
     pose: np.ndarray  # [P, 3, 4] second camera from first, translation of unit length
     angle: np.ndarray  # [P] radians, median angle between matched rays
-    H: np.ndarray  # [P, 3, 3] homography, zero where none was tried
+    second: np.ndarray  # [P] matches outside the geometry that agree on another one: repeated content
 
     @staticmethod
     def read(path: Path) -> Verified:
         data = np.load(path)
         inliers = tuple(np.split(data["inliers"], data["inlier_splits"])) if len(data["config"]) else ()
-        return Verified(tuple(data["config"].tolist()), inliers, data["pose"].reshape(-1, 3, 4), data["angle"], data["H"])
+        return Verified(tuple(data["config"].tolist()), inliers, data["pose"].reshape(-1, 3, 4), data["angle"], data["second"])
 
     @property
     def counts(self) -> np.ndarray:

@@ -50,11 +50,12 @@ def scene():
         matches=matches,
         refine_focal=True,
         refine_distortion=True,
+        exact=True,
         seed=0,
         max_seconds=10.0,
     )
     count = len(pairs)
-    verified = Verified(("CALIBRATED",) * count, matches, np.zeros((count, 3, 4)), np.zeros(count), np.zeros((count, 3, 3)))
+    verified = Verified(("CALIBRATED",) * count, matches, np.zeros((count, 3, 4)), np.zeros(count), np.zeros(count, np.int64))
     seen = np.array(
         sorted(
             {(p, i, p) for (i, j), r in zip(pairs, rows) for p in r} | {(p, j, p) for (i, j), r in zip(pairs, rows) for p in r}
@@ -98,10 +99,19 @@ def test_a_strong_pair_left_unexplained_is_mentioned(scene):
     problem, verified, solution = scene
     false = np.column_stack([np.arange(45), np.arange(200, 245)])
     problem = dataclasses.replace(problem, pairs=np.vstack([problem.pairs, [0, 7]]), matches=(*problem.matches, false))
-    verified = dataclasses.replace(verified, inliers=(*verified.inliers, false))
+    verified = dataclasses.replace(verified, inliers=(*verified.inliers, false), second=np.append(verified.second, 0))
     judgement = plausibility.judge(problem, verified, solution, NAMES)
     assert judgement.kept == tuple(range(8))
     assert len(judgement.warnings) == 1 and "p0 and p7" in judgement.warnings[0]
+
+
+def test_pairs_that_match_in_two_ways_are_mentioned(scene):
+    """A box with the same wall on all sides folds without a contradiction; the matches of its top do not fit then."""
+    problem, verified, solution = scene
+    second = verified.second.copy()
+    second[3] = 30
+    judgement = plausibility.judge(problem, dataclasses.replace(verified, second=second), solution, NAMES)
+    assert judgement.kept == tuple(range(8)) and len(judgement.warnings) == 1 and "two different ways" in judgement.warnings[0]
 
 
 def test_a_photo_that_no_third_photo_anchors_is_dropped(scene):
@@ -109,7 +119,7 @@ def test_a_photo_that_no_third_photo_anchors_is_dropped(scene):
     problem, verified, solution = scene
     use = [n for n, (i, j) in enumerate(problem.pairs) if j != 7 or i == 6]
     problem = dataclasses.replace(problem, pairs=problem.pairs[use], matches=tuple(problem.matches[n] for n in use))
-    verified = dataclasses.replace(verified, inliers=tuple(verified.inliers[n] for n in use))
+    verified = dataclasses.replace(verified, inliers=tuple(verified.inliers[n] for n in use), second=verified.second[use])
     only_pair = np.array([(p, photo, p) for p in range(240, 300) for photo in (6, 7)])
     others = solution.seen[(solution.seen[:, 1] != 7) & (solution.seen[:, 0] < 240)]
     solution = dataclasses.replace(solution, seen=np.vstack([others, only_pair]))
