@@ -58,11 +58,11 @@ struct Step {
     Mask composited;
 };
 
-// One Gaussian over one block. No branches: a block that it leaves alone is rarer than a mispredicted jump is dear.
-inline Step composite(V power, V T) {
+// One Gaussian over one block; alpha = 2^power. No branches: a block that it leaves alone is rarer than a mispredicted jump is dear.
+inline Step composite(V power, V alpha, V T) {
     Step step;
     Mask visible = le(splat(LOG2_ALPHA_MIN), power);
-    step.alpha = exp2(power);
+    step.alpha = alpha;
     step.clamped = min(step.alpha, splat(ALPHA_MAX));
     V after = fnma(step.clamped, T, T);  // not above the minimum where T is negative
     step.composited = both(visible, lt(splat(TRANSMITTANCE_MIN), after));
@@ -111,7 +111,8 @@ void blend_tile(const View& view, const CameraState& state, const Offsets& offse
         do {
             int b = lowest(blocks);
             blocks &= blocks - 1;
-            Step step = composite(log2_alpha(g, offsets.x[b % COLUMNS] + left, offsets.y[b / COLUMNS] + top), T[b]);
+            V power = log2_alpha(g, offsets.x[b % COLUMNS] + left, offsets.y[b / COLUMNS] + top);
+            Step step = composite(power, exp2(power), T[b]);
             T[b] = step.transmittance;
             R[b] = fma(step.weight, r, R[b]);
             G[b] = fma(step.weight, gr, G[b]);
@@ -202,13 +203,10 @@ void blend_tile_backward(const View& view, const CameraState& state, const Offse
             std::memset(slot, 0, 10 * sizeof(float));
             continue;
         }
-        do {
-            int b = lowest(blocks);
-            blocks &= blocks - 1;
-            V dx = offsets.x[b % COLUMNS] + left, dy = offsets.y[b / COLUMNS] + top;
-            Step step = composite(log2_alpha(g, dx, dy), T[b]);
+        // One block after the other is a long chain of operations: the next block's alpha is begun before this one's sums.
+        auto apply = [&](int b, V dx, V dy, V power, V alpha) {
+            Step step = composite(power, alpha, T[b]);
             T[b] = step.transmittance;
-
             V q = fma(red, pixels.r[b], fma(green, pixels.g[b], blue * pixels.b[b]));
             if (with_depth) q = fma(z, pixels.z[b], q);
             V own = step.weight * q;
@@ -229,7 +227,18 @@ void blend_tile_backward(const View& view, const CameraState& state, const Offse
             sums[7] = fma(step.weight, pixels.g[b], sums[7]);
             sums[8] = fma(step.weight, pixels.b[b], sums[8]);
             if (with_depth) sums[9] = fma(step.weight, pixels.z[b], sums[9]);
-        } while (blocks);
+        };
+        int b = lowest(blocks);
+        V dx = offsets.x[b % COLUMNS] + left, dy = offsets.y[b / COLUMNS] + top;
+        V power = log2_alpha(g, dx, dy), alpha = exp2(power);
+        while (blocks &= blocks - 1) {
+            int next = lowest(blocks);
+            V next_dx = offsets.x[next % COLUMNS] + left, next_dy = offsets.y[next / COLUMNS] + top;
+            V next_power = log2_alpha(g, next_dx, next_dy), next_alpha = exp2(next_power);
+            apply(b, dx, dy, power, alpha);
+            b = next, dx = next_dx, dy = next_dy, power = next_power, alpha = next_alpha;
+        }
+        apply(b, dx, dy, power, alpha);
         sums10(sums, slot);
     }
     for (; e < end; ++e) std::memset(slots + 10 * size_t(state.entries[e].slot), 0, 10 * sizeof(float));
