@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -19,6 +19,8 @@ from splat.points import PointCloud
 
 log = logging.getLogger(__name__)
 
+SURFACE_NEIGHBOURS = 16  # points that say how the surface lies
+
 Source = Literal["dense", "sparse", "union"]
 
 
@@ -29,15 +31,16 @@ class InitialConfig:
     source: Source = "dense"  # which points: of the stereo prior, of the pose solver, or both
     opacity: float = 0.1  # of every splat at the start: a wrong one fades quickly
     scale: float = 1.0  # standard deviation in footprints (depth / focal); less leaves holes between pixels at a slant
+    thickness: float = 0.5  # of a splat across the surface, in shares of its width along it; 1 keeps it round
     sh_degree: int = 3  # bands above 0 start at zero
     seed: int = 0
 
 
 def initial_splats(points: PointCloud, config: InitialConfig | None = None) -> Splats:
-    """One isotropic splat per point: colour from the point, size from its footprint, else from its 3 nearest neighbours.
+    """One splat per point: colour from the point, size from its footprint, else from its 3 nearest neighbours.
 
-    Where both are known the smaller wins, so that points closer than their footprint do not blur each other. Raises
-    `InputError` for an empty cloud.
+    Splats are round along the surface that their neighbours form and thinner across it. Raises `InputError` for an
+    empty cloud. Deterministic.
     """
     config = config or InitialConfig()
     if len(points) == 0:
@@ -45,7 +48,31 @@ def initial_splats(points: PointCloud, config: InitialConfig | None = None) -> S
     spacing = nearest_spacing(points.xyz)
     size = spacing if points.radius is None else config.scale * points.radius
     size = size.clamp_min(1e-6 * float(spacing.max().clamp_min(1e-6)))
-    return _round_splats(points.xyz, points.rgb, size, config)
+    splats = _round_splats(points.xyz, points.rgb, size, config)
+    if config.thickness >= 1 or len(points) < SURFACE_NEIGHBOURS:
+        return splats
+    normals, thickness = surface_directions(points.xyz)
+    # The turn that takes +z to the normal: half-way quaternion (1 + z . n, z x n); n and -n are the same surface.
+    normals = torch.where(normals[:, 2:] < 0, -normals, normals)
+    x, y, z = normals.unbind(-1)
+    log_scales = splats.log_scales.clone()
+    log_scales[:, 2] += thickness.clamp(config.thickness, 1).log()
+    return replace(splats, quats=torch.stack([1 + z, -y, x, torch.zeros_like(x)], dim=-1), log_scales=log_scales)
+
+
+def surface_directions(xyz: Tensor) -> tuple[Tensor, Tensor]:
+    """(normals [N, 3] of either sign, thickness [N]) of the surface through each point's nearest neighbours.
+
+    Thickness is twice their deviation along the normal over that along the next axis: small on a plane.
+    """
+    from scipy.spatial import cKDTree
+
+    points = xyz.detach().cpu().double().numpy()
+    _, near = cKDTree(points).query(points, k=SURFACE_NEIGHBOURS)
+    around = points[near] - points[near].mean(1, keepdims=True)  # [N, k, 3]
+    spread, axes = np.linalg.eigh(np.einsum("nki,nkj->nij", around, around))  # ascending
+    ratio = 2 * np.sqrt(np.maximum(spread[:, 0], 0) / np.maximum(spread[:, 1], 1e-30))
+    return torch.from_numpy(axes[:, :, 0]).to(xyz), torch.from_numpy(ratio).to(xyz)
 
 
 def _round_splats(xyz: Tensor, rgb: Tensor, size: Tensor, config: InitialConfig) -> Splats:

@@ -31,7 +31,7 @@ Planes = tuple[Tensor, Tensor, Tensor]  # inverse depth [h, w], slope [h, w, 2],
 class PatchMatchConfig:
     """Settings of the slanted-plane refinement."""
 
-    samples: int = 5  # per side of a patch, odd
+    samples: int = 5  # per side of a patch, odd; every second of the square is taken, as on a chess board
     spacing: float = 1.5  # px of the photo between samples
     best: int = 2  # neighbours that must match; the others may be hidden
     prior_weight: float = 0.1  # what straying from a guessed plane costs, in ZNCC
@@ -127,7 +127,7 @@ class _Patches:
     def of(photo: Photo, neighbours: list[Neighbour], pixels: Tensor, config: PatchMatchConfig) -> _Patches:
         line = (torch.arange(config.samples, device=pixels.device) - config.samples // 2) * config.spacing
         dy, dx = torch.meshgrid(line, line, indexing="ij")
-        offsets = torch.stack([dx.flatten(), dy.flatten()], dim=-1)  # [S, 2]
+        offsets = torch.stack([dx.flatten(), dy.flatten()], dim=-1)[::2]  # [S, 2]
         pixels = pixels + offsets[:, None]  # [S, P, 2]
         height, width = photo.gray.shape
         places = normalised(pixels, width, height)

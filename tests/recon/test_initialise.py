@@ -33,8 +33,30 @@ def test_splats_of_points():
     assert torch.allclose(splats.rgb, points.rgb, atol=1e-6)
     assert splats.sh_degree == 2 and float(splats.sh[:, 1:].abs().max()) == 0
     assert torch.allclose(splats.opacities, torch.tensor(0.2))
-    assert torch.allclose(splats.scales, torch.tensor(0.1), rtol=1e-5)
-    assert torch.equal(splats.quats, torch.tensor([[1.0, 0, 0, 0]]).expand(len(points), 4))
+    assert torch.allclose(splats.scales[:, :2], torch.tensor(0.1), rtol=1e-5)
+    assert torch.allclose(splats.scales[:, 2], torch.tensor(0.05), rtol=1e-5)
+    round_ones = initial_splats(points, InitialConfig(thickness=1.0))
+    assert torch.allclose(round_ones.scales, round_ones.scales[:1, :1], rtol=1e-5)
+    assert torch.equal(round_ones.quats, torch.tensor([[1.0, 0, 0, 0]]).expand(len(points), 4))
+
+
+@pytest.mark.parametrize("normal", [(0.0, 0, 1), (0.6, 0.0, 0.8), (0.36, -0.48, -0.8), (1.0, 0, 0), (0.0, -1, 0)])
+def test_splats_lie_along_the_surface(normal):
+    normal = torch.tensor(normal)
+    g = torch.Generator().manual_seed(0)
+    xyz = torch.randn(200, 3, generator=g)
+    xyz = xyz - (xyz @ normal)[:, None] * normal
+    splats = initial_splats(PointCloud(xyz, xyz, torch.ones(200), torch.full((200,), 0.2)))
+    covariances = splats.covariances()
+    across = torch.einsum("i,nij,j->n", normal, covariances, normal).sqrt()
+    assert torch.allclose(across, torch.tensor(0.1), rtol=1e-3)
+    assert torch.allclose(covariances.diagonal(dim1=1, dim2=2).sum(1), torch.tensor(2 * 0.04 + 0.01), rtol=1e-3)
+
+
+def test_splats_in_a_thicket_stay_round():
+    xyz = torch.randn(300, 3, generator=torch.Generator().manual_seed(0))
+    splats = initial_splats(PointCloud(xyz, xyz, torch.ones(300), torch.full((300,), 0.2)))
+    assert float(splats.scales[:, 2].median()) > 0.17
 
 
 def test_without_radius_neighbours_give_the_size():
