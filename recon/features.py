@@ -97,7 +97,7 @@ def _extract_xfeat(image: Tensor, config: FeatureConfig, device: torch.device | 
     if (rows, columns) != (height, width):
         grey = nn.functional.interpolate(grey, (rows, columns), mode="bilinear", antialias=True)
     found = _xfeat(str(device)).detectAndCompute(grey, top_k=config.max_keypoints)[0]
-    # XFeat names pixels by integers; ours have their centres at +0.5.
+    # XFeat names pixels by integers; ours have their centres at +0.5. Its corners scatter by a pixel, with no common offset.
     keypoints = found["keypoints"].float() + 0.5
     keypoints = keypoints * torch.tensor([width / columns, height / rows], device=keypoints.device)
     return Features(keypoints.clone(), found["descriptors"].float().clone(), width, height, "xfeat")
@@ -123,7 +123,9 @@ def _extract_sift(image: Tensor, config: FeatureConfig, device: torch.device | s
     grey = (image.mean(-1).clamp(0, 1) * 255).round().byte().cpu().numpy()
     if scale < 1:
         grey = cv2.resize(grey, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
-    found, descriptors = cv2.SIFT_create(nfeatures=config.max_keypoints, contrastThreshold=0.02).detectAndCompute(grey, None)
+    # Without the precise upscale every keypoint lies a quarter of a pixel to the lower right.
+    detector = cv2.SIFT_create(config.max_keypoints, contrastThreshold=0.02, enable_precise_upscale=True)
+    found, descriptors = detector.detectAndCompute(grey, None)
     if not found:
         return Features(torch.zeros(0, 2), torch.zeros(0, 128), width, height, "sift")
     # RootSIFT: Arandjelovic and Zisserman, "Three things everyone should know to improve object retrieval", CVPR 2012.

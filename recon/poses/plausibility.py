@@ -19,6 +19,9 @@ from splat.errors import InputError
 MAX_ERROR = 4.0  # px (solver's): a match is explained when it is this near the epipolar line, with the point in front of both
 LINK = 20  # explained matches that tie two photos together
 STRONG = 40  # verified matches that chance does not produce (chance pairs on carpet reach 35)
+CREDIBLE = (
+    0.6  # share of the matches that a solution explains; below it (chance matches on plain surfaces) most poses are wrong
+)
 TWICE = 20  # matches that agree on a second arrangement; without repeated content at most 16 were seen
 ANCHORED = 12  # points of a photo that three or more photos see: without them its distance from the others is free
 FEW_KEYPOINTS = 60  # a photo with fewer is blurred or shows nothing with texture
@@ -160,6 +163,13 @@ def judge(problem: Problem, verified: Verified, solution: Solution, names: Seque
         return _refused(
             f"The solved focal length is {worst:.2f} times the photos' long side, which no ordinary lens has; "
             "take more photos from more different places.",
+            support,
+            share,
+        )
+    if share < CREDIBLE:
+        return _refused(
+            f"The cameras found explain only {share:.0%} of what the photos share, so they would be wrong; "
+            "add photos between the others, of something with more texture.",
             support,
             share,
         )
