@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 UNKNOWN_FOCAL = 1.2  # x long side: between a phone's main lens (0.75) and a portrait lens, and COLMAP's own guess
 WEAKEST = 15  # verified matches that a pair needs to count
 CLEAR = 0.85  # share of verified matches that a solution explains when there is nothing to doubt; false ones stay below 0.83
+GRACE = 10.0  # seconds beyond the cap, which the mappers know themselves, before they are ended
 HOPELESS = 0.03  # share of mutual nearest neighbours under which LighterGlue found nothing in 25 of 25 pairs
 WELL_ANCHORED = 40  # points seen by three photos that leave no doubt where a photo stood
 
@@ -259,7 +260,7 @@ def run_steps(folder: Path, steps: Sequence[str], config: PoseConfig) -> Generat
         )
         for step in steps
     }
-    deadline = time.monotonic() + config.max_seconds + 10  # the mappers know the cap themselves; this is the backstop
+    deadline = time.monotonic() + config.max_seconds + GRACE
     try:
         while any(process.poll() is None for process in running.values()) and time.monotonic() < deadline:
             yield Progress("poses", 0, 1, f"Solving ({', '.join(s for s, p in running.items() if p.poll() is None)})")
