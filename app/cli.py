@@ -9,6 +9,7 @@ from pathlib import Path
 from app import commands
 from app.console import Talk, complain, emit, follow, say
 from app.estimate import clock
+from app.result_folder import resume_flags
 from splat.errors import BackendUnavailable, InputError, StoppedLate
 
 DONE, BAD_INPUT, STOPPED_LATE, CANCELLED = 0, 2, 4, 130
@@ -26,7 +27,8 @@ def run(command: commands.Command) -> int:
     except KeyboardInterrupt:
         out = getattr(command, "out", None)
         resumable = out is not None and Path(f"{out}.partial").is_dir()
-        return _failed("Cancelled; run again with --resume to continue." if resumable else "Cancelled.", CANCELLED, talk)
+        told = f"Cancelled; run again with {resume_flags(out)} to continue." if resumable else "Cancelled."
+        return _failed(told, CANCELLED, talk)
     except BrokenPipeError:  # the reader of our output has gone
         return DONE
     except OSError as error:

@@ -46,7 +46,7 @@ class Job(Machine):
     background: str = "white"
     """Behind transparent photos and in renders: white, black, or R,G,B in 0-255."""
     resume: bool = False
-    """Continue OUT.partial; a complete OUT is left as it is."""
+    """Continue OUT.partial; a complete OUT is left as it is, unless --overwrite is given too."""
     overwrite: bool = False
     """Replace a complete result at OUT, once the new one is complete."""
     compact: bool = False

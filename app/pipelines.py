@@ -88,7 +88,7 @@ def photos_to_scene(options: Photos) -> Generator[Progress, None, Outcome]:
     job = _photos_work(dataclasses.replace(plan, photos=()), plan.photos, work, watch, notices)
     del plan
     try:
-        with disk_errors_as_sentences(work.partial), _late(), notices:
+        with disk_errors_as_sentences(out), _late(), notices:
             return (yield from _noted(job, watch, notices))
     finally:
         watch.stop()

@@ -2,11 +2,12 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
 from app import result_folder
-from app.result_folder import begin, check_out, disk_errors_as_sentences, is_complete, write_atomic
+from app.result_folder import begin, check_out, disk_errors_as_sentences, is_complete, resume_flags, write_atomic
 from splat.errors import InputError, StoppedLate
 
 JOB = {"seed": 0, "inputs": [["a.jpg", "00"]]}
@@ -57,6 +58,7 @@ def test_a_crash_while_replacing_loses_neither_the_old_nor_the_new(tmp_path, mon
     work = begin(out, JOB, resume=False)
     (work.state / "fit.safetensors").write_text("kept")
     (work.result / "report.json").write_text("{}")
+    (work.result / "scene.ply").write_text("new")
     calls, replace = [], os.replace
 
     def dies(a, b):
@@ -70,11 +72,16 @@ def test_a_crash_while_replacing_loses_neither_the_old_nor_the_new(tmp_path, mon
         work.publish(keep_state=True)
     monkeypatch.undo()
     work.close()
-    assert not check_out(out, resume=False, overwrite=True)  # puts the old result back
-    assert (out / "scene.ply").read_text() == "old"
-    work = begin(out, JOB, resume=True)
-    assert (work.state / "fit.safetensors").read_text() == "kept"
-    work.close()
+    done = check_out(out, resume=True, overwrite=True)
+    if moment == 1:  # the new result was not yet said to be complete
+        assert not done and (out / "scene.ply").read_text() == "old"
+        work = begin(out, JOB, resume=True)
+        assert (work.state / "fit.safetensors").read_text() == "kept"
+        work.close()
+    else:  # it is put in place now
+        assert done and (out / "scene.ply").read_text() == "new"
+        assert (out / "state" / "fit.safetensors").read_text() == "kept"
+        assert [p.name for p in tmp_path.iterdir()] == ["R"]
 
 
 def test_folders_that_are_no_results_are_left_alone(tmp_path):
@@ -87,6 +94,44 @@ def test_folders_that_are_no_results_are_left_alone(tmp_path):
     (tmp_path / "empty").mkdir()
     assert not check_out(tmp_path / "empty", resume=False, overwrite=False)
     finish(begin(tmp_path / "empty", JOB, resume=False))
+
+
+def test_a_neighbouring_folder_of_the_user_is_left_alone(tmp_path):
+    for name in ("R.old", "R.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text("years of work")
+    with pytest.raises(InputError, match=r"R\.partial.* not ours"):
+        check_out(tmp_path / "R", resume=False, overwrite=True)
+    with pytest.raises(InputError, match="not ours"):
+        begin(tmp_path / "R", JOB, resume=False)
+    (tmp_path / "R.partial" / "report.json").unlink()
+    assert not check_out(tmp_path / "R", resume=False, overwrite=False)
+    finish(begin(tmp_path / "R", JOB, resume=False))
+    finish(begin(tmp_path / "R", JOB, resume=False))
+    assert (tmp_path / "R.old" / "report.json").read_text() == "years of work"
+
+
+def test_an_interrupted_replacement_is_continued(tmp_path):
+    out = tmp_path / "R"
+    finish(begin(out, JOB, resume=False), "old")
+    work = begin(out, JOB, resume=False)
+    (work.state / "fit.safetensors").write_text("kept")
+    work.close()
+    assert resume_flags(out) == "--overwrite --resume"
+    assert not check_out(out, resume=True, overwrite=True)
+    with pytest.raises(InputError, match="--resume, to continue"):
+        check_out(out, resume=False, overwrite=False)
+    assert check_out(out, resume=True, overwrite=False)
+    work = begin(out, JOB, resume=True)
+    assert (work.state / "fit.safetensors").exists()
+    finish(work, "new")
+    assert (out / "scene.ply").read_text() == "new" and resume_flags(tmp_path / "S") == "--resume"
+
+
+@pytest.mark.parametrize("out", [".", "/", "..", "a/.."])
+def test_a_folder_without_a_name_of_its_own_is_refused(out):
+    with pytest.raises(InputError, match="names no folder"):
+        check_out(Path(out), resume=False, overwrite=True)
 
 
 def test_resuming_another_job_is_refused(tmp_path):
@@ -127,9 +172,9 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_is_one_sentence(tmp_path, code):
-    with pytest.raises(StoppedLate, match="disk is full"), disk_errors_as_sentences(tmp_path):
+    with pytest.raises(StoppedLate, match="disk is full"), disk_errors_as_sentences(tmp_path / "R"):
         raise OSError(code, os.strerror(code))
-    with pytest.raises(StoppedLate, match="Input/output error"), disk_errors_as_sentences(tmp_path):
+    with pytest.raises(StoppedLate, match="Input/output error"), disk_errors_as_sentences(tmp_path / "R"):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
