@@ -296,6 +296,21 @@ def test_a_compiler_that_fails_is_reported(fresh_library, monkeypatch, caplog):
 
 
 @needs_kernels
+def test_binaries_of_a_wheel_need_no_compiler(fresh_library, monkeypatch):
+    folder = fresh_library / "prebuilt"
+    folder.mkdir()
+    monkeypatch.delenv("SPLATSMITH_CACHE_DIR")
+    name = build.library_name("portable", (*build.FLAGS, *build.VARIANTS["portable"]))
+    shutil.copy(build.library_path("portable"), folder / name)
+    monkeypatch.setattr(build, "PREBUILT", folder)
+    monkeypatch.setenv("PATH", str(fresh_library))
+    monkeypatch.delenv("CXX", raising=False)
+    assert build.library_path("portable") == folder / name
+    with pytest.raises(BackendUnavailable):
+        build.library_path("portable", ("-DANOTHER",))  # other flags are another library
+
+
+@needs_kernels
 def test_processes_that_start_together_compile_once(tmp_path):
     built = build.library_path("portable")
     log = tmp_path / "log"

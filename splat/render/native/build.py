@@ -1,7 +1,7 @@
 """Compiling the kernels: once per source, flags and compiler, into the user's cache.
 
-`python -m splat.render.native.build FOLDER` compiles every variant of this machine's architecture into FOLDER; a wheel
-carries the result as `prebuilt/` beside this file, and then no compiler is needed.
+`python splat/render/native/build.py FOLDER` compiles every variant of this machine's architecture into FOLDER, with the
+standard library alone; a wheel carries the result as `prebuilt/` beside this file, and then no compiler is needed.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from splat.errors import BackendUnavailable
-
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 PREBUILT = HERE / "prebuilt"
 
 # No -ffast-math: it would fold away the rounding tricks of simd.h. No contraction: see simd.h.
@@ -91,13 +89,19 @@ def library_name(variant: str, flags: tuple[str, ...]) -> str:
     return f"kernels-{variant}-{platform.machine()}-{source_key(flags)}.so"
 
 
+def _unavailable(reason: str) -> Exception:
+    from splat.errors import BackendUnavailable  # not at the top: a wheel is built where torch is not installed
+
+    return BackendUnavailable(reason)
+
+
 def find_compiler() -> str:
     """Path of a C++ compiler. Raises `BackendUnavailable` with the remedy."""
     for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
         path = name and shutil.which(name)
         if path:
             return path
-    raise BackendUnavailable(
+    raise _unavailable(
         "no C++ compiler found, so the fast CPU renderer cannot be built; install g++ or clang++ "
         "(Debian/Ubuntu: apt install g++, macOS: xcode-select --install) or point CXX at one."
     )
@@ -136,7 +140,7 @@ def compile_to(target: Path, compiler: str, flags: tuple[str, ...]) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
-            raise BackendUnavailable(f"{compiler} could not build the fast CPU renderer: {' '.join(errors[:1])}")
+            raise _unavailable(f"{compiler} could not build the fast CPU renderer: {' '.join(errors[:1])}")
         os.chmod(temporary, 0o755)
         os.replace(temporary, target)
     finally:
