@@ -6,7 +6,8 @@ cells get points on the surface that continues its known depths, at low confiden
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ class CompleteConfig:
     """How holes are filled."""
 
     cell: int = 8  # px of the fitted photo; a cell without a point is a hole
+    max_cells: int = 3000  # in one photo; cells of large photos are larger, as the work grows with the square of their number
     per_cell: int = 2  # new points along each side of an empty cell
     in_front: float = 0.9  # a guess nearer than this share of another photo's known depth would stand in its way: dropped
     confidence: float = 0.05  # of a guess
@@ -35,7 +37,11 @@ def complete(views: list[Views], cloud: PointCloud, config: CompleteConfig | Non
     """
     config = config or CompleteConfig()
     singles = [(v, i) for v in views if v.masks is None for i in range(len(v))]
-    added = PointCloud(cloud.xyz[:0], cloud.rgb[:0], cloud.confidence[:0], cloud.xyz.new_zeros(0))
+    if not singles:
+        return _nothing(cloud)
+    area = max(v.size[0] * v.size[1] for v, _ in singles)
+    config = replace(config, cell=max(config.cell, math.ceil(math.sqrt(area / config.max_cells))))
+    added = _nothing(cloud)
     known = [_depth_of_cells(v.cameras[i], cloud.xyz, config.cell) for v, i in singles]
     for (view, i), own in zip(singles, known):
         camera = view.cameras[i]
@@ -48,6 +54,10 @@ def complete(views: list[Views], cloud: PointCloud, config: CompleteConfig | Non
             keep &= ~_stands_in_front(other.cameras[j], depths, guess.xyz, config)
         added = PointCloud.cat([added, guess[keep]])
     return added
+
+
+def _nothing(cloud: PointCloud) -> PointCloud:
+    return PointCloud(cloud.xyz[:0], cloud.rgb[:0], cloud.confidence[:0], cloud.xyz.new_zeros(0))
 
 
 def _cells(camera: Cameras, cell: int) -> Cameras:

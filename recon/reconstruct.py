@@ -26,7 +26,7 @@ from recon.localise import localise
 from recon.photos import Photo, composited
 from recon.poses import PoseConfig, Poses, solve_poses, undistort
 from recon.poses.from_file import load_poses
-from recon.priors import posed_prior
+from recon.priors import DepthMap, posed_prior
 from recon.priors.plane_sweep import PlaneSweepConfig
 from splat.cameras import Cameras
 from splat.errors import StoppedLate
@@ -45,7 +45,8 @@ class ReconstructConfig:
 
     poses_from: Path | None = None  # transforms.json or COLMAP folder; None solves the poses from the photos
     poses: PoseConfig = field(default_factory=PoseConfig)
-    prior: PlaneSweepConfig = field(default_factory=PlaneSweepConfig)
+    prior_method: str = "plane_sweep"  # a key of recon.priors.POSED_PRIORS
+    prior: PlaneSweepConfig = field(default_factory=PlaneSweepConfig)  # that prior's config
     fuse: FuseConfig = field(default_factory=FuseConfig)
     initialise: InitialConfig = field(default_factory=InitialConfig)
     complete: CompleteConfig = field(default_factory=CompleteConfig)
@@ -86,6 +87,9 @@ def reconstruct(photos: Sequence[Photo], config: ReconstructConfig) -> Generator
     kept_out = [i for i in range(len(photos)) if n > 0 and i % n == 0 and len(photos) - len(range(0, len(photos), n)) >= 2]
     seen = [i for i in range(len(photos)) if i not in kept_out]
     train, heldout = [photos[i] for i in seen], [photos[i] for i in kept_out]
+    warnings: list[str] = []
+    if n > 0 and not kept_out:
+        warnings.append(f"No photo is held out: of {len(photos)}, fewer than 2 would be left to fit.")
 
     if config.poses_from is None:
         poses = yield from solve_poses(train, config.poses)
@@ -100,6 +104,7 @@ def reconstruct(photos: Sequence[Photo], config: ReconstructConfig) -> Generator
             "moving sideways between them."
         )
 
+    poses, heldout_poses = _alike(train, poses, warnings), _alike(heldout, heldout_poses, warnings)
     backdrop = config.background
     views = [v.limited(config.fit_side) for v in undistort([composited(p, backdrop) for p in train], poses)]
     heldout_views = [v.limited(config.fit_side) for v in undistort([composited(p, backdrop) for p in heldout], heldout_poses)]
@@ -107,14 +112,20 @@ def reconstruct(photos: Sequence[Photo], config: ReconstructConfig) -> Generator
     views, heldout_views = _moved(views, similarity), _moved(heldout_views, similarity)
     sparse = poses.points.transformed(similarity)
 
-    depths = yield from posed_prior("plane_sweep")(views, sparse if len(sparse) else None, config.prior)
+    prior = posed_prior(config.prior_method)
+    depths = yield from prior(views, sparse if len(sparse) else None, config.prior, config.poses.device)
+    depths = [DepthMap(d.name, d.depth.cpu(), d.confidence.cpu()) for d in depths]
     dense = fuse(views, depths, config.fuse)
     fallbacks: list[str] = []
     initial, source = _first_splats(views, dense, sparse, config, fallbacks)
     yield Progress("initialise", 1, 1, f"{len(initial)} first Gaussians from {source} points")
 
     if config.real_size is not None:
-        factor = config.real_size / _longest_side(dense if len(dense) else sparse)
+        factor = config.real_size / _longest_side(dense if len(dense) else sparse, views)
+        if any(v.masks is None for v in views):
+            warnings.append(
+                "--real-size is the size of all that is near the middle of the scene; --masks would single the subject out."
+            )
         metric = Similarity(torch.eye(3), torch.zeros(3), factor)
         views, heldout_views = _moved(views, metric), _moved(heldout_views, metric)
         sparse, dense, initial = sparse.transformed(metric), dense.transformed(metric), initial.transformed(metric)
@@ -135,10 +146,23 @@ def reconstruct(photos: Sequence[Photo], config: ReconstructConfig) -> Generator
         scale="metric" if config.real_size is not None else "arbitrary",
         heldout_posed=config.poses_from is not None,
         reasons=reasons,
-        warnings=poses.warnings,
+        warnings=(*poses.warnings, *warnings),
         fallbacks=tuple(fallbacks),
         facts=poses.facts,
     )
+
+
+def _alike(photos: Sequence[Photo], poses: Poses, warnings: list[str]) -> Poses:
+    """Among cut-out photos, one that could not be cut out would contradict the rest: it helped to find the poses, no more."""
+    placed = [i for i in poses.placed if photos[i].mask is not None]
+    whole = [i for i in poses.placed if photos[i].mask is None]
+    if len(placed) < 2 or not whole:
+        return poses
+    names = ", ".join(photos[i].name for i in whole[:3])
+    warnings.append(f"{len(whole)} of {len(photos)} photos have no mask and are not fitted ({names}); give masks for them too.")
+    cameras = tuple(None if i in whole else c for i, c in enumerate(poses.cameras))
+    reasons = tuple("placed, but it has no mask and the others have" if i in whole else r for i, r in enumerate(poses.reasons))
+    return dataclasses.replace(poses, cameras=cameras, reasons=reasons)
 
 
 def _first_splats(
@@ -147,11 +171,14 @@ def _first_splats(
     """Splats from the configured points; where these are few, random ones fill the space that the cameras look at."""
     known = len(dense) + len(sparse)
     if known >= config.min_points:
-        points = choose_points(dense, sparse, config.initialise.source)
+        source = config.initialise.source
+        if len({"dense": dense, "sparse": sparse}.get(source, dense)) < config.min_points:
+            source = "union"  # the configured points are too few: all there are
+        points = choose_points(dense, sparse, source)
         if points.radius is None:
             points = dataclasses.replace(points, radius=nearest_spacing(points.xyz))
         points = PointCloud.cat([points, complete(views, points, config.complete)])
-        return initial_splats(points, config.initialise), config.initialise.source
+        return initial_splats(points, config.initialise), source
     fallbacks.append(
         f"The photos gave only {known} points in space; the fit starts from {config.random_points} random Gaussians."
     )
@@ -188,11 +215,18 @@ def _moved(views: list[Views], similarity: Similarity) -> list[Views]:
     return [dataclasses.replace(v, cameras=v.cameras.transformed(similarity)) for v in views]
 
 
-def _longest_side(points: PointCloud) -> float:
-    """World units; the box of the middle 96 % of the points along each axis."""
-    if len(points) == 0:
+def _longest_side(points: PointCloud, views: list[Views]) -> float:
+    """World units: the box of the middle 96 % of the subject's points along each axis.
+
+    Masked photos give points of the subject alone; else those nearer to the middle than half the nearest camera count.
+    """
+    xyz = points.xyz
+    if any(v.masks is None for v in views):
+        reach = 0.5 * float(torch.cat([v.cameras.centers for v in views]).norm(dim=1).min())
+        xyz = xyz[xyz.norm(dim=1) < reach]
+    if len(xyz) == 0:
         raise StoppedLate("--real-size needs points of the subject, and the photos gave none; leave it out.")
-    low, high = torch.quantile(_sampled(points.xyz), torch.tensor([0.02, 0.98]), dim=0)
+    low, high = torch.quantile(_sampled(xyz), torch.tensor([0.02, 0.98]), dim=0)
     return float((high - low).max())
 
 

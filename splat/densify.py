@@ -186,7 +186,11 @@ class MCMCDensify(NoDensify):
 
     @torch.no_grad()
     def perturb(self, splats: Splats, lr_means: float, generator) -> tuple[Tensor, Tensor] | None:
-        """(rows, offsets [M, 3]): noise shaped by the covariance, for faint Gaussians only; eq. 9 with its sigmoid gate."""
+        """(rows, offsets [M, 3]): noise shaped by the covariance, for faint Gaussians only; eq. 9 with its sigmoid gate.
+
+        `lr_means` is the learning rate of the means over the square of the scene's extent, so that the jitter scales with the
+        scene: the equation multiplies a length by a covariance.
+        """
         if self.noise == 0:
             return None
         gate = torch.sigmoid(100 * ((1 - splats.opacities) - 0.995))

@@ -25,10 +25,12 @@ from splat.gaussians import Splats
 from splat.losses import photometric
 from splat.metrics import psnr
 from splat.progress import Progress
+from splat.prune import visibility
 from splat.render import RenderOptions, render
 from splat.rotations import se3_exp
 from splat.views import Views
 
+LIMIT_EVERY = 50  # steps between two enforcements of `max_scale`
 # Bytes a Gaussian costs in training at SH degree 3: value, gradient, two Adam moments of 59 floats, and the renderer's
 # records and sums (about as much again).
 BYTES_PER_GAUSSIAN = 59 * 4 * 4 * 2
@@ -51,6 +53,12 @@ class FitConfig:
     ssim_weight: float = 0.2  # share of (1 - SSIM) in the photometric loss
     opacity_regulariser: float = 0.01  # weight of the mean opacity: lets what no photo needs fade
     scale_regulariser: float = 0.01  # weight of the mean scale in units of the scene's extent: no needless giants
+    # Largest standard deviation, as a share of the distance to the nearest camera (0.05 is 3 degrees). Without it, needles
+    # along the view rays and clouds under the floor look right from every photo and wrong from anywhere else.
+    max_scale: float = 0.05
+    # Gaussians whose blending weights never add up to this many pixels in any photo are dropped at the end: they lie under
+    # the floor or behind walls, and show only from where nobody took a photo. 0 keeps all.
+    min_visibility: float = 0.5
     densify: Densify = field(default_factory=MCMCDensify)  # how Gaussians are added and removed
     max_gaussians: int = 100_000  # never more than this
     memory_budget: int | None = None  # bytes the fit may use; lowers the cap on Gaussians
@@ -127,6 +135,7 @@ def fit(
     poses = torch.zeros(len(flat), 6, device=device, requires_grad=True)
     optimiser = _optimiser(parameters, exposures, poses, config, extent)
     seen = Observations.empty(len(initial), device)
+    centers = torch.cat([v.cameras.centers for v in views])
     fingerprint = _fingerprint(views, initial, config)
     step, running = 0, None
     if state is not None and state.exists():
@@ -190,9 +199,11 @@ def fit(
         with torch.no_grad():
             if config.exposure:
                 exposures -= exposures.mean(0)  # the gauge: the average photo is right
-            jitter = config.densify.perturb(_splats(parameters), lr_means, generator)
+            jitter = config.densify.perturb(_splats(parameters), lr_means / extent**2, generator)
             if jitter is not None:
                 parameters["means"][jitter[0]] += jitter[1]
+        if step % LIMIT_EVERY == 0 or step == config.steps:
+            _limit_scales(parameters, centers, config.max_scale)
         edit = config.densify.propose(step, config.steps, _splats(parameters).detach(), seen, extent, cap, generator)
         if edit is not None:
             apply_edit(edit, parameters, optimiser)
@@ -219,6 +230,9 @@ def fit(
     if broken:
         raise StoppedLate(f"{broken} of {len(splats)} Gaussians are not finite after the fit; try another --seed.")
     cameras = _moved_cameras(views, poses.detach(), extent) if config.refine_poses else [v.cameras for v in views]
+    if config.min_visibility:
+        options = RenderOptions(antialiased=config.antialiased, threads=config.threads)
+        splats = splats[visibility(splats, cameras, options, config.backend) >= config.min_visibility]
     gains = torch.stack([1 + exposures.detach()[:, 0], exposures.detach()[:, 1]], dim=1)
     return FitResult(splats, cameras, gains, _train_psnr(splats, views, cameras, gains, config), step)
 
@@ -277,6 +291,14 @@ def _optimiser(
 
 def _diverged(step: int, config: FitConfig) -> StoppedLate:
     return StoppedLate(f"The fit diverged at step {step} of {config.steps}; try --preset draft or another --seed.")
+
+
+@torch.no_grad()
+def _limit_scales(parameters: dict[str, Tensor], centers: Tensor, share: float) -> None:
+    """No standard deviation above `share` of the distance to the nearest camera of `centers` [C, 3]."""
+    nearest = torch.stack([(parameters["means"] - c).norm(dim=-1) for c in centers]).amin(0)
+    limit = (share * nearest).clamp_min(1e-8).log()
+    parameters["log_scales"].copy_(torch.minimum(parameters["log_scales"], limit[:, None]))
 
 
 def _decayed(start: float, end: float, fraction: float) -> float:

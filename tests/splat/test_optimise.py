@@ -63,7 +63,9 @@ def run(views_, initial, config, state=None, stop_after=None):
 
 
 def config(**changes):
-    quick = FitConfig(steps=60, max_gaussians=60, checkpoint_every=5, report_every=5, sh_degree=1, random_background="masked")
+    quick = FitConfig(
+        steps=60, max_gaussians=60, checkpoint_every=5, report_every=5, sh_degree=1, random_background="masked", max_scale=9.0
+    )
     return replace(quick, **changes)
 
 
@@ -372,3 +374,12 @@ def test_killed_at_any_moment_resumes_to_the_same_bits(tmp_path):
     resumed, _ = run([views(masks=True)], disturbed(), c, state)
     undisturbed, _ = run([views(masks=True)], disturbed(), c)
     assert_same(resumed.splats, undisturbed.splats)
+
+
+def test_no_gaussian_is_wider_than_its_share_of_the_distance():
+    v = views()
+    result, _ = run([v], disturbed(), config(max_scale=0.01, min_visibility=0.0, densify=NoDensify()))
+    distance = torch.cdist(result.splats.means, v.cameras.centers).amin(1)
+    assert bool((result.splats.scales <= 0.0101 * distance[:, None]).all())
+    wide, _ = run([v], disturbed(), config(min_visibility=0.0, densify=NoDensify()))
+    assert bool((wide.splats.scales > 0.0101 * distance[:, None]).any())
