@@ -28,7 +28,7 @@ Source = Literal["dense", "sparse", "union"]
 class InitialConfig:
     """How points become splats."""
 
-    source: Source = "dense"  # which points: of the stereo prior, of the pose solver, or both
+    source: Source = "union"  # which points: of the stereo prior, of the pose solver, or both (the best of the three so far)
     opacity: float = 0.1  # of every splat at the start: a wrong one fades quickly
     scale: float = 1.0  # standard deviation in footprints (depth / focal); less leaves holes between pixels at a slant
     thickness: float = 0.5  # of a splat across the surface, in shares of its width along it; 1 keeps it round

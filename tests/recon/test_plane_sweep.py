@@ -151,3 +151,18 @@ def test_table_of_priors():
         assert callable(posed_prior(name))
     with pytest.raises(BackendUnavailable, match="no stereo prior named nothing"):
         posed_prior("nothing")
+
+
+@pytest.mark.cuda
+def test_cuda_finds_the_same_surface():
+    views, depth = photographed(plane([0.0, 0, 0], [1.0, 0.3, 1.0]), sideways())
+    job = estimate_depths([views], None, FAST, device="cuda")
+    while True:
+        try:
+            next(job)
+        except StopIteration as end:
+            maps = [replace(m, depth=m.depth.cpu(), confidence=m.confidence.cpu()) for m in end.value]
+            break
+    wrong, share = errors(maps, depth)
+    assert share > 0.85
+    assert wrong.median() < 0.003
