@@ -8,10 +8,11 @@ from stereo_scenes import photographed, plane, sideways, sphere, texture
 
 from recon.priors import POSED_PRIORS, posed_prior
 from recon.priors.plane_sweep import PlaneSweepConfig, estimate_depths
-from splat.cameras import Cameras
+from splat.cameras import Cameras, intrinsics
 from splat.errors import BackendUnavailable, InputError
 from splat.points import PointCloud
 from splat.progress import Progress
+from splat.views import Views
 
 FAST = PlaneSweepConfig(planes=64, exchanges=1)
 
@@ -166,3 +167,22 @@ def test_cuda_finds_the_same_surface():
     wrong, share = errors(maps, depth)
     assert share > 0.85
     assert wrong.median() < 0.003
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_odd_sizes_cameras_masks_and_points_break_nothing(seed):
+    g = torch.Generator().manual_seed(seed)
+    count, width, height = (int(torch.randint(low, high, (1,), generator=g)) for low, high in ((2, 6), (6, 50), (6, 50)))
+    eyes = torch.randn(count, 3, generator=g)
+    targets = 0.5 * torch.randn(count, 3, generator=g)
+    K = intrinsics(30.0, width, height)[None]
+    cameras = Cameras.look_at(eyes, targets, torch.tensor([0.0, 1, 0]), K, width, height)
+    masks = (torch.rand(count, height, width, generator=g) > torch.rand(1, generator=g)).float() if seed % 2 else None
+    if seed % 4 == 1:
+        masks[0] = 0
+        masks[1:, 1:] = 0
+    views = Views(torch.rand(count, height, width, 3, generator=g), tuple(map(str, range(count))), cameras, masks)
+    xyz = torch.randn(30, 3, generator=g)
+    for m in run(views, PointCloud(xyz, xyz, torch.ones(30)) if seed % 3 else None, replace(FAST, planes=24)):
+        assert m.depth.isfinite().all() and (m.depth >= 0).all()
+        assert m.confidence.isfinite().all() and (m.confidence >= 0).all() and (m.confidence <= 1).all()
