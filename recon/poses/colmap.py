@@ -105,7 +105,8 @@ def solve(photos: Sequence[Photo], config: PoseConfig) -> Solver:
         attempts += [
             Attempt(kinds, dict(features), problem, verified, s, judge(problem, verified, s, names)) for s in solutions
         ]
-        if any(attempt.clear for attempt in attempts):
+        late = time.monotonic() - started > config.max_seconds
+        if any(attempt.clear for attempt in attempts) or (attempts and late):
             break
     if not attempts:
         check_texture(names, problem)
@@ -228,7 +229,9 @@ def map_problem(
         problem.write(folder / "problem.npz")
         yield from run_steps(folder, ("verify",), config)
         if not (folder / "verify.npz").exists():
-            raise StoppedLate("The verification of the photo pairs ended early; free some memory and run the job again.")
+            raise StoppedLate(
+                f"The photo pairs could not be verified within {config.max_seconds:.0f} s; close other programs, or use fewer photos."
+            )
         verified = Verified.read(folder / "verify.npz")
         verified = verified if repeats is None else replace(verified, second=repeats)
         check_motion(names, problem, verified)
