@@ -230,7 +230,8 @@ def map_problem(
         yield from run_steps(folder, ("verify",), config)
         if not (folder / "verify.npz").exists():
             raise StoppedLate(
-                f"The photo pairs could not be verified within {config.max_seconds:.0f} s; close other programs, or use fewer photos."
+                f"The photo pairs could not be verified within {config.max_seconds:.0f} s; "
+                "close other programs, or use fewer photos."
             )
         verified = Verified.read(folder / "verify.npz")
         verified = verified if repeats is None else replace(verified, second=repeats)
