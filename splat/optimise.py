@@ -160,27 +160,29 @@ def fit(
             cameras = dataclasses.replace(
                 cameras, cam_from_world=se3_exp(poses[photo, None] * _pose_units(extent, poses)) @ cameras.cam_from_world
             )
-        degree = min(config.sh_degree, int(step / max(config.sh_every * config.steps, 1)))
-        options = RenderOptions(
-            sh_degree=degree,
-            antialiased=config.antialiased,
-            track_means2d=config.densify.needs_means2d,
-            threads=config.threads,
-        )
-        try:
-            rendering = render(splats, cameras, options, config.backend)
-        except InputError as error:  # the last step's gradient made numbers that the renderer refuses
-            raise _diverged(step, config) from error
-        image, truth = rendering.rgb, view.images[i, None]
-        if config.exposure:
-            image = image * (1 + exposures[photo, 0]) + exposures[photo, 1] * rendering.alpha[..., None]
+        truth = view.images[i, None]
         backdrop = torch.tensor(config.background, device=device)
         if config.random_background == "always" or (config.random_background == "masked" and view.masks is not None):
             colour = torch.rand(3, generator=generator).to(device)
             if view.masks is not None:
                 truth = truth + (1 - view.masks[i, None, ..., None]) * (colour - backdrop)
             backdrop = colour
-        image = image + (1 - rendering.alpha[..., None]) * backdrop
+        degree = min(config.sh_degree, int(step / max(config.sh_every * config.steps, 1)))
+        options = RenderOptions(
+            sh_degree=degree,
+            antialiased=config.antialiased,
+            track_means2d=config.densify.needs_means2d,
+            background=None if config.exposure else backdrop,
+            threads=config.threads,
+        )
+        try:
+            rendering = render(splats, cameras, options, config.backend)
+        except InputError as error:  # the last step's gradient made numbers that the renderer refuses
+            raise _diverged(step, config) from error
+        image = rendering.rgb
+        if config.exposure:
+            image = image * (1 + exposures[photo, 0]) + exposures[photo, 1] * rendering.alpha[..., None]
+            image = image + (1 - rendering.alpha[..., None]) * backdrop
         photo_loss = photometric(image, truth, config.ssim_weight)
         loss = photo_loss
         if config.opacity_regulariser:
@@ -199,12 +201,12 @@ def fit(
         with torch.no_grad():
             if config.exposure:
                 exposures -= exposures.mean(0)  # the gauge: the average photo is right
-            jitter = config.densify.perturb(_splats(parameters), lr_means / extent**2, generator)
+            jitter = config.densify.perturb(_geometry(parameters), lr_means / extent**2, generator)
             if jitter is not None:
                 parameters["means"][jitter[0]] += jitter[1]
         if step % LIMIT_EVERY == 0 or step == config.steps:
             _limit_scales(parameters, centers, config.max_scale)
-        edit = config.densify.propose(step, config.steps, _splats(parameters).detach(), seen, extent, cap, generator)
+        edit = config.densify.propose(step, config.steps, _geometry(parameters), seen, extent, cap, generator)
         if edit is not None:
             apply_edit(edit, parameters, optimiser)
             seen = Observations.empty(len(parameters["means"]), device)
@@ -267,6 +269,11 @@ def _parameters(splats: Splats) -> dict[str, Tensor]:
 def _splats(p: dict[str, Tensor]) -> Splats:
     sh = torch.cat([p["sh0"], p["sh_rest"]], dim=1)
     return Splats(p["means"], p["quats"], p["log_scales"], p["opacity_logits"], sh)
+
+
+def _geometry(p: dict[str, Tensor]) -> Splats:
+    """The splats as densification sees them: without the higher SH bands, which are most of the memory."""
+    return Splats(p["means"], p["quats"], p["log_scales"], p["opacity_logits"], p["sh0"]).detach()
 
 
 def _optimiser(

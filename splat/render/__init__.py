@@ -90,8 +90,8 @@ def render(splats: Splats, cameras: Cameras, options: RenderOptions | None = Non
     options = options or RenderOptions()
     if options.background is not None and options.background.ndim == 1:
         options = replace(options, background=options.background.expand(len(cameras), 3))
-    if backend_name == "auto":
-        backend_name = pick_backend(splats.means.device)
+    if backend_name == "auto":  # the fast back-ends are float32
+        backend_name = pick_backend(splats.means.device) if splats.means.dtype == torch.float32 else "reference"
     elif backend_name not in BACKENDS:
         raise BackendUnavailable(f"no renderer named {backend_name}; choose one of {', '.join(BACKENDS)}")
     return backend(backend_name)(splats, cameras, options)
