@@ -71,13 +71,13 @@ def main() -> None:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "splatsmith": version("splatsmith"),
-            "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "json"},
+            "settings": {k: v for k, v in vars(args).items() if k != "json"},
             "protocol": "posed",
             "stereo_cpu_seconds_per_photo": stereo / photos,
             "sparse_points": len(sparse),
             "dense_points": len(dense),
         }
-        args.json.write_text(json.dumps({**facts, "rows": rows}, indent=1))
+        args.json.write_text(json.dumps({**facts, "rows": rows}, indent=1, default=str))
 
 
 def arguments() -> argparse.Namespace:
