@@ -42,9 +42,7 @@ def sideways(count=5, step=0.15, distance=3.0, size=96, focal=120.0):
     """Cameras on a line along x, all looking at the origin from +z, up is +y."""
     x = (torch.arange(count) - (count - 1) / 2) * step
     eyes = torch.stack([x, torch.zeros(count), torch.full((count,), distance)], dim=1)
-    return Cameras.look_at(
-        eyes, torch.zeros(3), torch.tensor([0.0, 1, 0]), intrinsics(focal, size, size)[None], size, size
-    )
+    return Cameras.look_at(eyes, torch.zeros(3), torch.tensor([0.0, 1, 0]), intrinsics(focal, size, size)[None], size, size)
 
 
 def photographed(hit, cameras, colours=texture, masked=False):
