@@ -176,6 +176,14 @@ def judge(problem: Problem, verified: Verified, solution: Solution, names: Seque
     groups = tied_groups(problem, counts, np.nan_to_num(shares), solution)
     group = max(groups, key=lambda g: (len(g), -g[0]))
     kept, anchors = anchored(solution, group)
+    count = len(problem.keypoints)
+    if len(kept) < 3 <= count - 1:
+        return _refused(
+            f"Only {len(kept)} of {count} photos agree on where they were taken, too few to trust; "
+            "take more photos that overlap by two thirds, moving sideways between them.",
+            support,
+            share,
+        )
     if len(kept) < 2:
         return _refused(
             "No two photos agree on where they were taken; take more photos that overlap by two thirds.", support, share
@@ -192,6 +200,10 @@ def judge(problem: Problem, verified: Verified, solution: Solution, names: Seque
             f"{against.sum()} pairs of photos look alike but were placed apart (for one, {names[i]} and {names[j]}); "
             "if the result looks folded or doubled, add photos between them."
         )
+    if len(kept) == 2:
+        warnings.append("Only 2 photos were placed, and no third confirms their positions; add photos beside them.")
+    elif len(kept) < count / 2:
+        warnings.append(f"Only {len(kept)} of {count} photos agree on where they were taken; add photos between the others.")
     twice = inside & (verified.second >= np.maximum(TWICE, 0.05 * counts))
     if twice.any():
         i, j = problem.pairs[np.where(twice, verified.second, 0).argmax()]

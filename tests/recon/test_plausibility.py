@@ -127,6 +127,21 @@ def test_a_photo_that_no_third_photo_anchors_is_dropped(scene):
     assert 7 not in judgement.kept and "two other photos" in judgement.dropped[7]
 
 
+@pytest.mark.parametrize("count, word", [(2, "no third"), (8, "2 of 8 photos agree")])
+def test_two_photos_alone_are_never_trusted_silently(scene, count, word):
+    """Two photos explain all of their own matches whatever they show: of two it is said, of eight it is too few."""
+    problem, verified, solution = scene
+    problem = dataclasses.replace(problem, keypoints=problem.keypoints[:count])
+    use = [n for n, pair in enumerate(problem.pairs) if (pair < 2).all()]
+    problem = dataclasses.replace(problem, pairs=problem.pairs[use], matches=tuple(problem.matches[n] for n in use))
+    verified = dataclasses.replace(verified, inliers=tuple(verified.inliers[n] for n in use), second=verified.second[use])
+    seen = solution.seen[solution.seen[:, 1] < 2]
+    fields = {name: getattr(solution, name)[:2] for name in ("photos", "pose", "camera")}
+    judgement = plausibility.judge(problem, verified, dataclasses.replace(solution, seen=seen, **fields), NAMES)
+    assert word in (judgement.refusal or " ".join(judgement.warnings))
+    assert (judgement.kept == ()) == (count == 8)
+
+
 @pytest.mark.parametrize("ratio", [0.3, 9.0])
 def test_an_impossible_focal_length_is_refused(scene, ratio):
     problem, verified, solution = scene
