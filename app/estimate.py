@@ -1,6 +1,6 @@
 """How long a job will take and how much memory it will need, said before it starts. Rough: within a factor of two.
 
-The constants are CPU-seconds on one 3 GHz x86 core with AVX2, taken from the stages of finished reports.
+The constants are CPU-seconds on one x86 server core, from the stages of finished reports and from timing single steps.
 """
 
 from __future__ import annotations
@@ -10,20 +10,22 @@ from dataclasses import dataclass
 
 from app.presets import Preset
 
-SECONDS_PER_PHOTO = 0.4  # reading and features at 1024 px
-SECONDS_PER_PAIR = 0.7  # matching and verification; above 20 photos only 6 partners a photo are tried
+SECONDS_PER_PHOTO = 0.6  # reading and features at 1024 px
+SECONDS_PER_PAIR = 0.6  # matching and verification; above 20 photos only 6 partners a photo are tried
 SECONDS_SOLVING = 4.0  # mapper, with 0.5 s more a photo
-SECONDS_STEREO_PER_MEGAPIXEL = 16.0  # plane sweep, per photo of the fit's size
-SECONDS_PER_STEP = 0.004  # fit: fixed part of a step, and then per megapixel and per 100,000 Gaussians
-SECONDS_PER_STEP_MEGAPIXEL = 0.20
-SECONDS_PER_STEP_100K = 0.020
-SECONDS_PER_FRAME_MEGAPIXEL = 0.5  # turntable
-SECONDS_MESH = 8.0
+SECONDS_STEREO_PER_MEGAPIXEL = 20.0  # plane sweep, which never looks at more than
+STEREO_MEGAPIXELS = 0.12  # a photo
+SECONDS_PER_STEP = 0.005  # fit: fixed part of a step, and then per megapixel and per 100,000 Gaussians
+SECONDS_PER_STEP_MEGAPIXEL = 0.12
+SECONDS_PER_STEP_100K = 0.045
+SECONDS_PER_FRAME_MEGAPIXEL = 0.25  # turntable
+SECONDS_MESH = 5.0
 REFERENCE_SLOWDOWN = 40.0  # of the plain PyTorch renderer against the native one
 GPU_SPEEDUP = 40.0  # of fit, stereo and renders on a data-centre GPU against one core
 PARALLEL = 0.75  # of each further core that turns into speed
 
 BYTES_BASE = 700e6  # torch, pycolmap, networks
+BYTES_MESHING = 200e6  # open3d and its grid
 BYTES_PER_PIXEL = 12 * 4  # float32 RGB photo at feature size, its undistorted copy and the fit's
 BYTES_PER_DECODED_PIXEL = 12  # 3 as decoded, 3 converted, room to scale
 BYTES_PER_GAUSSIAN = 59 * 4 * 4 * 2  # value, gradient, two Adam moments, renderer's records
@@ -53,11 +55,11 @@ def estimate_photos(
     frame = preset.turntable_side**2 * 0.7 / 1e6 * SECONDS_PER_FRAME_MEGAPIXEL
     seconds = (
         (SECONDS_PER_PHOTO * photos + poses) / speed
-        + SECONDS_STEREO_PER_MEGAPIXEL * megapixels * photos / fast
+        + SECONDS_STEREO_PER_MEGAPIXEL * min(megapixels, STEREO_MEGAPIXELS) * photos / fast
         + slow * (preset.steps * step + preset.turntable_frames * frame) / fast
         + SECONDS_MESH
     )
-    memory = BYTES_BASE + photos * pixels * BYTES_PER_PIXEL + preset.max_gaussians * BYTES_PER_GAUSSIAN
+    memory = BYTES_BASE + BYTES_MESHING + photos * pixels * BYTES_PER_PIXEL + preset.max_gaussians * BYTES_PER_GAUSSIAN
     disk = photos * fit_pixels * 12 + preset.max_gaussians * (59 * 4 * 4) + 30e6
     return Estimate(seconds, memory, disk)
 

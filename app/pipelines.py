@@ -104,6 +104,10 @@ def plan_photos(options: Photos) -> Plan:
         budget = parse_bytes(options.memory_budget)
     except ValueError as error:
         raise InputError(f"--memory-budget {error}") from error
+    if budget < BYTES_BASE:
+        raise InputError(
+            f"--memory-budget {options.memory_budget} is less than the {BYTES_BASE / 1e9:.1f}GB of the libraries alone."
+        )
     if options.holdout < 0 or options.holdout == 1:
         raise InputError(f"--holdout {options.holdout} keeps every photo out of the fit; give 2 or more, or 0 to fit all.")
     if options.max_side is not None and options.max_side < 64:
