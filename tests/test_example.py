@@ -37,11 +37,11 @@ def test_the_demo_finds_the_photos():
 
 
 def test_photos_are_small_varied_and_say_nothing_of_their_poses():
-    assert len(PHOTOS) == 12 == len(TRUTH["frames"])
+    assert len(PHOTOS) == 15 == len(TRUTH["frames"])
     assert sum(p.stat().st_size for p in PHOTOS) < 3 * 2**20
     assert not list((EXAMPLE / "photos").glob("*.json"))
     sizes = [opened(p).size for p in PHOTOS]
-    assert sizes.count((960, 720)) == 11 and sizes.count((720, 960)) == 1
+    assert sizes.count((960, 720)) == 14 and sizes.count((720, 960)) == 1
     brightness = [np.asarray(opened(p).convert("L")).mean() for p in PHOTOS]
     assert 1.05 < max(brightness) / min(brightness) < 2
 
@@ -73,7 +73,7 @@ def example_script():
         sys.path.remove(str(EXAMPLE))
 
 
-@pytest.mark.parametrize("index", [1, 5])  # the fifth is the upright one
+@pytest.mark.parametrize("index", [1, 5])  # the sixth photo is the upright one
 def test_photos_show_what_the_true_cameras_see(example_script, index):
     """A small rendering through the true camera, without noise or lens, lines up with the photo."""
     camera = true_camera(TRUTH["frames"][index])

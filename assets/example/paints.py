@@ -53,7 +53,7 @@ def wood(light=(0.78, 0.58, 0.38), dark=(0.50, 0.31, 0.17), scale: float = 9.0, 
     return paint
 
 
-def coat(colour, seed: int, worn: float = 0.25) -> Paint:
+def coat(colour, seed: int, worn: float = 0.42) -> Paint:
     """Brushed paint over wood, rubbed through here and there."""
     below = wood(seed=seed + 50)
 
@@ -180,14 +180,15 @@ def patchwork_rug(p: np.ndarray, n: np.ndarray) -> np.ndarray:
     r, diamond = np.hypot(q[:, 0], q[:, 1]), a + b
     turns = 3 + np.floor(5 * hashed(cell, 25))
     star = r * (1 + 0.4 * np.cos(turns * np.arctan2(q[:, 1], q[:, 0]) + 6 * hashed(cell, 26)))
+    tile, strip = np.floor((q + 0.5) * 5).astype(np.int64), np.floor((q[:, :1] + 0.5) * 9).astype(np.int64)
     motifs = np.stack(
         [
-            diamond % 0.22 < 0.11,
-            (np.floor(q[:, 0] * 6) + np.floor(q[:, 1] * 6)) % 2 == 0,
+            hashed(np.concatenate([cell, tile], axis=1), 28) < 0.5,  # a mosaic, different in every square
+            hashed(np.concatenate([cell, strip], axis=1), 33) < 0.5,  # stripes of uneven width
+            noise(p[:, [0, 2]] * 9, 29, 2) > 0.05,  # batik
             star < 0.33,
-            (q[:, 0] + np.abs((q[:, 1] * 4) % 1 - 0.5) * 0.3) % 0.2 < 0.1,
-            (r > 0.16) & (r < 0.32),
-            np.maximum(a, b) % 0.17 < 0.08,
+            (r > 0.10 + 0.12 * hashed(cell, 34)) & (r < 0.26 + 0.12 * hashed(cell, 35)),
+            diamond < 0.22 + 0.2 * hashed(cell, 36),
         ]
     )
     kind = (hashed(cell, 23) * len(motifs)).astype(int)
@@ -195,6 +196,9 @@ def patchwork_rug(p: np.ndarray, n: np.ndarray) -> np.ndarray:
     out = np.where(on[:, None], palette[second], palette[first])
     out = np.where(((r < 0.10) & (hashed(cell, 27) < 0.7))[:, None], palette[third], out)
     out = mix(out, (0.20, 0.13, 0.10), np.where(np.maximum(a, b) > 0.475, 0.8, 0))
+    # Uneven dye: patches of their own tone, so that equal corners of a motif do not look alike.
+    patch = np.floor((p[:, [0, 2]] + 0.02 * noise(p[:, [0, 2]] * 12, 37, 2)[:, None]) / 0.055).astype(np.int64)
+    out = out * (0.82 + 0.36 * hashed(patch, 38))[:, None]
     weave = 0.09 * np.sin(p[:, 0] * 2 * np.pi / 0.028) * np.sin(p[:, 2] * 2 * np.pi / 0.028)
     return out * (1 + weave + 0.12 * noise(p * 14, 31, 3))[:, None]
 
