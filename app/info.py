@@ -36,14 +36,14 @@ def weights() -> list[Weights]:
 
 def facts() -> dict[str, Any]:
     """Everything `splatsmith info` tells, as plain values."""
-    import os
-
     import psutil
     import torch
 
+    from app.machine import no_gsplat, pick_place
     from app.report import versions
     from splat.errors import BackendUnavailable
-    from splat.render import BACKENDS, backend, native, pick_backend
+    from splat.render import BACKENDS, backend, native
+    from splat.render.native.library import usable_cores
 
     cuda = torch.cuda.is_available()
     renderers = {}
@@ -55,15 +55,17 @@ def facts() -> dict[str, Any]:
             renderers[name] = str(error)
     if not cuda:
         renderers["gsplat"] = "needs an NVIDIA GPU"
+    elif missing := no_gsplat():
+        renderers["gsplat"] = missing
     if not native.available():
         renderers["native"] = "needs a C++ compiler"
-    device = "cuda" if cuda else "cpu"
+    place = pick_place("auto", None)
     return {
-        "device": device,
+        "device": place.device,
         "gpu": torch.cuda.get_device_name(0) if cuda else None,
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "renderer": pick_backend(device),
+        "renderer": place.renderer,
         "renderers": renderers,
         "weights": [{"name": w.name, "licence": w.licence, "path": str(w.path)} for w in weights()],
         "versions": versions(),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import importlib.util
+import shutil
 from dataclasses import dataclass
 
 import torch
 
 from splat.errors import InputError
 from splat.render import pick_backend
+from splat.render.native.library import usable_cores
 
 
 @dataclass(frozen=True)
@@ -22,22 +24,45 @@ class Place:
 
 
 def pick_place(device: str, threads: int | None) -> Place:
-    """Resolve --device and --threads. Raises `InputError` for a GPU that is not there."""
+    """Resolve --device and --threads. Raises `InputError` for a GPU that is not there or that cannot draw."""
     if threads is not None and threads < 1:
         raise InputError(f"--threads {threads} is no number of threads; give 1 or more.")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    fallbacks = ()
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError(
             "--device cuda was asked for, but torch sees no NVIDIA GPU; use --device cpu or a CUDA build of torch."
         )
-    if threads is None:
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if device != "cpu" and torch.cuda.is_available() and (missing := no_gsplat()):
+        if device == "cuda":
+            raise InputError(f"--device cuda was asked for, but {missing}; or use --device cpu.")
+        fallbacks = (f"The GPU is not used, because {missing}.",)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() and not fallbacks else "cpu"
+    threads = usable_cores() if threads is None else min(threads, usable_cores())
     renderer = pick_backend(device)
-    fallbacks = ()
     if renderer == "reference":
-        fallbacks = ("No C++ compiler built the native renderer, so the plain PyTorch one draws, some 40 times slower.",)
+        fallbacks += ("No C++ compiler built the native renderer, so the plain PyTorch one draws, some 40 times slower.",)
     return Place(device, renderer, threads, fallbacks)
+
+
+def no_gsplat() -> str | None:
+    """Why gsplat cannot draw on this machine's GPU, with the remedy; None when it can. Compiles nothing."""
+    from splat.render.cuda_gsplat import INSTALL, kernels_built
+
+    if importlib.util.find_spec("gsplat") is None:
+        return f"the package gsplat is not installed; {INSTALL}"
+    if not kernels_built() and not _cuda_compiler():
+        return (
+            "gsplat brings no CUDA kernels and there is no nvcc to compile them; "
+            f"install the CUDA toolkit of torch's version ({torch.version.cuda}) or a gsplat wheel with ready kernels"
+        )
+    return None
+
+
+def _cuda_compiler() -> bool:
+    from torch.utils.cpp_extension import CUDA_HOME  # from the environment, or where nvcc lies
+
+    return shutil.which("nvcc", path=f"{CUDA_HOME}/bin" if CUDA_HOME else None) is not None
 
 
 def colour(text: str) -> tuple[float, float, float]:

@@ -95,7 +95,7 @@ def load_rasterization() -> Callable[..., tuple[Tensor, Tensor, dict[str, Any]]]
             "The gsplat renderer needs an NVIDIA GPU that torch can use; draw on the CPU with --device cpu."
         )
     try:
-        if not _kernels_built():
+        if not kernels_built():
             log.warning("gsplat compiles its CUDA kernels on first use; this takes some minutes, once")
         gsplat = importlib.import_module("gsplat")
         kernels = importlib.import_module("gsplat.cuda._backend")._C
@@ -112,9 +112,10 @@ def load_rasterization() -> Callable[..., tuple[Tensor, Tensor, dict[str, Any]]]
     return gsplat.rasterization
 
 
-def _kernels_built() -> bool:
+def kernels_built() -> bool:
     """Whether the wheel brings its kernels or an earlier run has compiled them."""
-    if importlib.util.find_spec("gsplat.csrc") is not None:
+    spec = importlib.util.find_spec("gsplat")  # not of gsplat.csrc: that would import gsplat
+    if spec is not None and spec.origin is not None and any(Path(spec.origin).parent.glob("csrc.*")):
         return True
     from torch.utils.cpp_extension import _get_build_directory  # where gsplat itself looks
 

@@ -195,13 +195,13 @@ class TestAvailability:
     def test_missing_package(self, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setitem(sys.modules, "gsplat", None)
-        monkeypatch.setattr(cuda_gsplat, "_kernels_built", lambda: True)
+        monkeypatch.setattr(cuda_gsplat, "kernels_built", lambda: True)
         with pytest.raises(BackendUnavailable, match=r"pip install 'splatsmith\[cuda\]'"):
             cuda_gsplat.load_rasterization()
 
     def test_compilation_is_announced_before_and_its_failure_explained(self, monkeypatch, caplog):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(cuda_gsplat, "_kernels_built", lambda: False)
+        monkeypatch.setattr(cuda_gsplat, "kernels_built", lambda: False)
 
         def broken(name):
             assert "compiles its CUDA kernels" in caplog.text
@@ -218,7 +218,7 @@ class TestAvailability:
     def test_no_kernels(self, monkeypatch):
         pytest.importorskip("gsplat")
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(cuda_gsplat, "_kernels_built", lambda: True)
+        monkeypatch.setattr(cuda_gsplat, "kernels_built", lambda: True)
         real = cuda_gsplat.importlib.import_module
         empty = type("module", (), {"_C": None})
         monkeypatch.setattr(
