@@ -6,7 +6,10 @@ alone unless told otherwise, sends nothing anywhere, and removes a visitor's fol
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import html
+import itertools
 import os
 import shutil
 import tempfile
@@ -41,6 +44,8 @@ def serve(options: commands.Ui) -> None:
     from app.checkup import check_photos
     from app.pipelines import photos_to_scene
 
+    if not 1 <= options.port <= 65535:
+        raise InputError(f"--port {options.port} is no port; give 1 to 65535.")
     sessions = Path(tempfile.mkdtemp(prefix="splatsmith-"))
     os.environ["GRADIO_TEMP_DIR"] = str(sessions / "uploads")  # uploads go with the rest
     try:
@@ -54,6 +59,8 @@ def serve(options: commands.Ui) -> None:
             footer_links=[],
         )
     except OSError as error:
+        if error.errno != errno.EADDRINUSE and "empty port" not in str(error):  # gradio's word for one that it cannot take
+            raise
         raise InputError(f"The page cannot listen on {options.host}:{options.port}; give another --port.") from error
     finally:
         shutil.rmtree(sessions, ignore_errors=True)
@@ -62,9 +69,11 @@ def serve(options: commands.Ui) -> None:
 def build_ui(job: Job, doctor: Doctor, sessions: Path, options: commands.Ui) -> gr.Blocks:
     """The page. `job` makes a scene, `doctor` judges photos; each visitor works in a folder of their own in `sessions`."""
     tips = tooltips(commands.Photos)
-    cancelled: set[str] = set()  # sessions whose job shall stop at its next event
+    clicks = itertools.count(1)
+    cancelled: dict[str, int] = {}  # by session, its last click on Cancel: jobs asked for before it stop at their next event
 
     with gr.Blocks(title="splatsmith", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+        asked = gr.State(0)  # the click on Start; callers of the API have none
         gr.Markdown("# splatsmith\nA few photos of a scene become Gaussian splats and a mesh.")
         with gr.Tab("Photos"), gr.Row():
             with gr.Column(scale=1, min_width=320):
@@ -91,11 +100,22 @@ def build_ui(job: Job, doctor: Doctor, sessions: Path, options: commands.Ui) -> 
                 downloads = gr.File(label="Downloads", file_count="multiple", interactive=False)
                 report = gr.JSON(label="Report")
 
-        def make(chosen, preset, holdout, cut_out, seed, request: gr.Request):
-            cancelled.discard(request.session_hash)
+        def ask(chosen):
+            _require_files(chosen)
+            return next(clicks)
+
+        def make(chosen, preset, holdout, cut_out, seed, asked, request: gr.Request):
+            asked = asked or next(clicks)
+
+            def is_cancelled() -> bool:
+                return cancelled.get(request.session_hash, 0) > asked
+
+            if is_cancelled():  # while it waited for another visitor's job
+                yield [_CANCELLED.get(name, gr.skip()) for name in OUTPUTS]
+                return
             photos = commands.Photos(
                 inputs=tuple(Path(f) for f in chosen),
-                out=_fresh(sessions / request.session_hash),
+                out=_fresh(_home(sessions, request.session_hash)),
                 preset=preset,
                 holdout=int(holdout or 0),
                 masks="auto" if cut_out else None,
@@ -103,27 +123,28 @@ def build_ui(job: Job, doctor: Doctor, sessions: Path, options: commands.Ui) -> 
                 device=options.device,
                 threads=options.threads,
             )
-            for shown in follow_on_page(job(photos), lambda: request.session_hash in cancelled):
+            for shown in follow_on_page(job(photos), is_cancelled):
                 yield [shown.get(name, gr.skip()) for name in OUTPUTS]
 
         def stop(request: gr.Request):
-            cancelled.add(request.session_hash)
+            cancelled[request.session_hash] = next(clicks)
 
         def leave(request: gr.Request):
-            cancelled.add(request.session_hash)
-            shutil.rmtree(sessions / request.session_hash, ignore_errors=True)
+            stop(request)
+            shutil.rmtree(_home(sessions, request.session_hash), ignore_errors=True)
 
         outputs = [status, preview, splats, mesh, turntable, sheet, downloads, report]
-        inputs = [files, preset, holdout, cut_out, seed]
+        inputs = [files, preset, holdout, cut_out, seed, asked]
         check.click(_require_files, files, api_visibility="private").success(
             lambda chosen: _verdict(doctor, chosen), files, verdict, api_name="check"
         )
-        start.click(_require_files, files, api_visibility="private").success(make, inputs, outputs, api_name="photos")
+        start.click(ask, files, asked, api_visibility="private", queue=False).success(make, inputs, outputs, api_name="photos")
         cancel.click(stop, queue=False, api_name="cancel")
         page.unload(leave)
     return page
 
 
+_CANCELLED = {"status": "<p>Cancelled.</p>", "preview": None}
 OUTPUTS = ("status", "preview", "splats", "mesh", "turntable", "sheet", "downloads", "report")
 
 
@@ -139,7 +160,7 @@ def follow_on_page(job: Generator[Progress, None, Outcome], is_cancelled: Callab
                 return
             now = time.monotonic()
             if is_cancelled():
-                yield {"status": "<p>Cancelled.</p>", "preview": None}
+                yield _CANCELLED
                 return
             if event.stage == "notice":
                 gr.Info(event.note)
@@ -207,6 +228,11 @@ def _verdict(doctor: Doctor, chosen: list[str]) -> str:
                 return "```\n" + end.value.text + "\n```"
     except SplatsmithError as error:
         raise gr.Error(str(error), duration=None, print_exception=False) from error
+
+
+def _home(sessions: Path, session_hash: str | None) -> Path:
+    """A visitor's folder. The hash comes from the visitor, who may send any text, so it is no part of the path."""
+    return sessions / hashlib.sha256(str(session_hash).encode(errors="replace")).hexdigest()
 
 
 def _fresh(folder: Path) -> Path:

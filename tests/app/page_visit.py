@@ -4,6 +4,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -52,7 +53,7 @@ def visit(result: Path, photo_folder: Path, sessions: Path) -> None:
     options = seen[0]
     assert (options.preset, options.holdout, options.seed, options.masks) == ("draft", 4, 7, None)
     assert [p.name for p in options.inputs] == [file.name for file in files]
-    assert options.out.parent == sessions / client.session_hash
+    assert options.out.parent == ui._home(sessions, client.session_hash)
     assert "Gaussians" in str(outputs[0])
 
     running = client.submit(photos, "draft", 0, False, 0, api_name="/photos")
@@ -63,7 +64,7 @@ def visit(result: Path, photo_folder: Path, sessions: Path) -> None:
     assert seen[-1] == "closed"
 
     # Closing the tab ends the heartbeat; the visitor's folder goes.
-    folder = sessions / client.session_hash
+    folder = ui._home(sessions, client.session_hash)
     assert folder.is_dir()
     with httpx.stream("GET", f"{address}gradio_api/heartbeat/{client.session_hash}") as beat:
         next(beat.iter_bytes())
@@ -72,6 +73,42 @@ def visit(result: Path, photo_folder: Path, sessions: Path) -> None:
         time.sleep(0.1)
     assert not folder.exists()
     page.close()
+
+
+def handlers(page) -> dict:
+    """The functions behind the page's events, by name."""
+    return {f.fn.__name__: f.fn for f in page.fns.values() if f.fn is not None}
+
+
+def cancel_in_the_queue(result: Path, sessions: Path) -> None:
+    """A visitor who cancels while another one is served is not forgotten."""
+    from app import ui
+
+    seen: list = []
+    on = handlers(ui.build_ui(job_of(result, seen), None, sessions, commands.Ui()))
+    me = SimpleNamespace(session_hash="me")
+    asked = on["ask"](["a.jpg"])
+    on["stop"](me)
+    assert "Cancelled" in str(list(on["make"](["a.jpg"], "draft", 0, False, 0, asked, me)))
+    assert not seen and not sessions.exists()
+    asked = on["ask"](["a.jpg"])
+    assert "Gaussians" in str(list(on["make"](["a.jpg"], "draft", 0, False, 0, asked, me)))
+    on["leave"](me)
+
+
+def visitors_name_no_folders(result: Path, folder: Path) -> None:
+    """What a visitor calls itself is no path."""
+    from app import ui
+
+    sessions, other = folder / "sessions", folder / "other"
+    on = handlers(ui.build_ui(job_of(result, []), None, sessions, commands.Ui()))
+    other.mkdir(parents=True)
+    for name in ("..", "../other", str(other), "", None):
+        visitor = SimpleNamespace(session_hash=name)
+        list(on["make"](["a.jpg"], "draft", 0, False, 0, 0, visitor))
+        assert len(list(sessions.iterdir())) == 1
+        on["leave"](visitor)
+        assert not list(sessions.iterdir()) and other.is_dir()
 
 
 def serve_privately() -> None:
@@ -104,7 +141,20 @@ def serve_privately() -> None:
     else:
         raise AssertionError("a taken port went unnoticed")
 
+    def full(self, **options):
+        raise OSError(28, "No space left on device")
+
+    ui.gr.Blocks.launch = full
+    try:
+        ui.serve(commands.Ui())
+    except OSError as error:
+        assert "No space" in str(error)
+    else:
+        raise AssertionError("a full disk went unnoticed")
+
 
 if __name__ == "__main__":
     visit(*map(Path, sys.argv[1:]))
+    cancel_in_the_queue(Path(sys.argv[1]), Path(sys.argv[3]) / "queue")
+    visitors_name_no_folders(Path(sys.argv[1]), Path(sys.argv[3]) / "names")
     serve_privately()
