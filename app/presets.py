@@ -36,8 +36,8 @@ PRESETS: dict[PresetName, Preset] = {
     "standard": Preset(
         feature_side=1024,
         fit_side=480,
-        steps=2000,
-        max_gaussians=120_000,
+        steps=1500,
+        max_gaussians=80_000,
         sh_degree=2,
         mesh_faces=100_000,
         turntable_side=640,
