@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 from app import commands
-from app.console import Talk, complain, emit, follow, say
+from app.console import Talk, complain, emit, follow, say, stop_talking
 from app.estimate import clock
 from app.result_folder import resume_flags
 from splat.errors import BackendUnavailable, InputError, StoppedLate
@@ -29,8 +28,15 @@ def run(command: commands.Command) -> int:
         resumable = out is not None and Path(f"{out}.partial").is_dir()
         told = f"Cancelled; run again with {resume_flags(out)} to continue." if resumable else "Cancelled."
         return _failed(told, CANCELLED, talk)
-    except BrokenPipeError:  # the reader of our output has gone
+    except BrokenPipeError:  # the reader has gone, after the work was done: `follow` makes it an interrupt before
+        stop_talking()
         return DONE
+    except (MemoryError, RuntimeError) as error:
+        from app.machine import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        return _failed("The machine ran out of memory; give less or smaller input.", STOPPED_LATE, talk)
     except OSError as error:
         where = error.filename or getattr(command, "to", None) or "The output"
         return _failed(
@@ -95,8 +101,7 @@ def info(options: commands.Info, talk: Talk) -> int:
     from app.info import facts
 
     found = facts()
-    if talk == "json":
-        print(json.dumps(found))
+    emit("info", talk, **found)
     say(_told(found), talk)
     return DONE
 
@@ -127,8 +132,11 @@ def _talk(command: commands.Command) -> Talk:
 
 
 def _failed(sentence: str, status: int, talk: Talk) -> int:
-    complain(sentence)
-    emit("error", talk, status=status, message=sentence)
+    try:
+        complain(sentence)
+        emit("error", talk, status=status, message=sentence)
+    except BrokenPipeError:
+        stop_talking()
     return status
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Generator
@@ -22,7 +23,7 @@ T = TypeVar("T")
 def follow(job: Generator[Progress, None, T], talk: Talk) -> T:
     """Run `job` to its end, showing its events; returns its result. An interrupt closes the job and goes on upwards."""
     if talk == "json":
-        return _run(job, _print_json)
+        return _run(job, _JsonLines())
     if talk == "quiet":
         return _run(job, lambda event: None)
     console = Console(stderr=True, highlight=False)
@@ -55,6 +56,13 @@ def emit(event: str, talk: Talk, **values: Any) -> None:
         print(json.dumps({"event": event, **values}), flush=True)
 
 
+def stop_talking() -> None:
+    """After the reader of the output has gone: what is still buffered must not fail when Python ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
 def complain(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -76,13 +84,25 @@ def _run(job: Generator[Progress, None, T], draw: Callable[[Progress], None]) ->
                 event = next(job)
             except StopIteration as end:
                 return end.value
-            draw(event)
+            try:
+                draw(event)
+            except BrokenPipeError as error:  # nobody reads any more: as good as an interrupt
+                raise KeyboardInterrupt from error
     finally:
         job.close()
 
 
-def _print_json(event: Progress) -> None:
-    emit("progress", "json", stage=event.stage, step=event.step, total=event.total, note=event.note, values=event.values)
+class _JsonLines:
+    """Every event that tells something new: a stage that waits for another process repeats itself many times a second."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, Any] = {}
+
+    def __call__(self, event: Progress) -> None:
+        new = {"stage": event.stage, "step": event.step, "total": event.total, "note": event.note, "values": event.values}
+        if new != self.told:
+            self.told = new
+            emit("progress", "json", **new)
 
 
 class _Live:

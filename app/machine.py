@@ -65,6 +65,14 @@ def _cuda_compiler() -> bool:
     return shutil.which("nvcc", path=f"{CUDA_HOME}/bin" if CUDA_HOME else None) is not None
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """torch reports a lack of main memory as a plain RuntimeError."""
+    told = str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and ("DefaultCPUAllocator" in told or "can't allocate memory" in told)
+    )
+
+
 def colour(text: str) -> tuple[float, float, float]:
     """white, black or R,G,B in 0-255 -> sRGB in [0, 1]. Raises `InputError`."""
     named = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0)}

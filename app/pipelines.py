@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import math
 import shutil
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from app.commands import Photos
 from app.estimate import BYTES_BASE, BYTES_PER_PIXEL, Estimate, decodable_pixels, estimate_photos, parse_bytes
-from app.machine import Place, colour, pick_place
+from app.machine import Place, colour, is_out_of_memory, pick_place
 from app.notices import Notices
 from app.presets import PRESETS, Preset
 from app.report import InputFile, Licence, Report, read_report, write_report
@@ -74,24 +75,34 @@ def photos_to_scene(options: Photos) -> Generator[Progress, None, Outcome]:
     """
     out = Path(options.out)
     if check_out(out, resume=options.resume, overwrite=options.overwrite):
-        yield Progress("notice", 1, 1, f"{out} is complete already; it is left as it is.")
+        unfinished = out.with_name(f"{out.name}.partial")
+        more = f" {unfinished} goes on with --overwrite --resume." if (unfinished / "job.json").is_file() else ""
+        yield Progress("notice", 1, 1, f"{out} is complete already; it is left as it is.{more}")
         return Outcome(out, read_report(out), skipped=True)
+    notices, watch = Notices(), Stopwatch()  # from here on: reading takes time, and may warn
+    try:
+        with notices:
+            return (yield from _planned(options, watch, notices))
+    finally:
+        watch.stop()
+
+
+def _planned(options: Photos, watch: Stopwatch, notices: Notices) -> Generator[Progress, None, Outcome]:
+    out = Path(options.out)
     plan = plan_photos(options)
-    notices = Notices()
     notices.add(*plan.notices, *plan.place.fallbacks)
     what = f"{len(plan.photos)} photos, preset {options.preset}, on {plan.place.device} with the {plan.place.renderer} renderer"
     values = {"seconds": plan.estimate.seconds, "memory": plan.estimate.memory}
     yield Progress("estimate", 1, 1, plan.estimate.sentence(what), values=values)
     work = begin(out, plan.job, resume=options.resume)
-    watch = Stopwatch(_costs_so_far(work))
+    watch.go_on_from(_costs_so_far(work))
     # The photos go to the work alone, which drops them when the poses are known: many large ones fill gigabytes.
     job = _photos_work(dataclasses.replace(plan, photos=()), plan.photos, work, watch, notices)
     del plan
     try:
-        with disk_errors_as_sentences(out), _late(), notices:
+        with disk_errors_as_sentences(out), _late():
             return (yield from _noted(job, watch, notices))
     finally:
-        watch.stop()
         work.close()
 
 
@@ -112,7 +123,9 @@ def plan_photos(options: Photos) -> Plan:
         raise InputError(f"--holdout {options.holdout} keeps every photo out of the fit; give 2 or more, or 0 to fit all.")
     if options.max_side is not None and options.max_side < 64:
         raise InputError(f"--max-side {options.max_side} leaves too little to see; give at least 64.")
-    if options.real_size is not None and not options.real_size > 0:
+    if not 0 <= options.seed < 2**31:
+        raise InputError(f"--seed {options.seed} is out of range; give 0 to {2**31 - 1}.")
+    if options.real_size is not None and not 0 < options.real_size < math.inf:
         raise InputError(f"--real-size {options.real_size} is no size; give the subject's longest side in metres.")
     if options.steps is not None and options.steps < 1:
         raise InputError(f"--steps {options.steps} fits nothing; give 1 or more.")
@@ -295,13 +308,18 @@ def _reconstructed(photos: tuple, config: Any) -> Generator[Progress, None, Any]
 
 
 def _reconstruct_config(plan: Plan) -> Any:
+    from recon.initialise import InitialConfig
     from recon.poses import PoseConfig
+    from recon.priors.patch_match import PatchMatchConfig
+    from recon.priors.plane_sweep import PlaneSweepConfig
     from recon.reconstruct import ReconstructConfig
 
     options = plan.options
     return ReconstructConfig(
         poses_from=None if options.poses == "auto" else Path(options.poses),
         poses=PoseConfig(seed=options.seed, device=plan.place.device),
+        prior=PlaneSweepConfig(patches=PatchMatchConfig(seed=options.seed)),
+        initialise=InitialConfig(seed=options.seed),
         holdout=options.holdout,
         fit_side=plan.fit_side,
         background=plan.background,
@@ -371,10 +389,9 @@ def _job(options: Photos, photos: tuple, place: Place) -> dict[str, Any]:
     """What two runs must share to be one run that continues."""
     fixed = {f.name: getattr(options, f.name) for f in dataclasses.fields(options) if f.name not in FREE_OPTIONS}
     fixed |= {"device": place.device, "renderer": place.renderer}
-    poses = Path(options.poses)
-    files = (
-        [] if options.poses == "auto" else [poses] if poses.is_file() else sorted(p for p in poses.rglob("*") if p.is_file())
-    )
+    from recon.poses.from_file import files_of_poses
+
+    files = [] if options.poses == "auto" else files_of_poses(Path(options.poses))
     return {
         "command": "photos",
         "version": importlib.metadata.version("splatsmith"),
@@ -429,5 +446,7 @@ def _late() -> Iterator[None]:
         yield
     except (InputError, BackendUnavailable) as error:
         raise StoppedLate(str(error)) from error
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise StoppedLate("The machine ran out of memory; use --preset draft, a smaller --max-side or fewer photos.") from error

@@ -22,8 +22,8 @@ class StageCost:
 class Stopwatch:
     """`note` every event. Time up to an event belongs to its stage, except that an event at step 0 opens its stage."""
 
-    def __init__(self, costs: list[StageCost] | None = None) -> None:
-        self.costs: dict[str, StageCost] = {cost.name: cost for cost in costs or []}
+    def __init__(self) -> None:
+        self.costs: dict[str, StageCost] = {}
         self._stage = "photos"
         self._process = psutil.Process()
         self._since, self._cpu_since = time.monotonic(), self._cpu_seconds()
@@ -31,6 +31,19 @@ class Stopwatch:
         self._done = threading.Event()
         self._sampler = threading.Thread(target=self._sample, daemon=True)
         self._sampler.start()
+
+    def go_on_from(self, costs: list[StageCost]) -> None:
+        """Add to `costs`, of an earlier part of the same job, what was booked since the start."""
+        self.split()
+        booked, self.costs = self.costs.values(), {cost.name: cost for cost in costs}
+        for cost in booked:
+            old = self.costs.get(cost.name, StageCost(cost.name, 0.0, 0.0, 0.0))
+            self.costs[cost.name] = StageCost(
+                cost.name,
+                old.seconds + cost.seconds,
+                old.cpu_seconds + cost.cpu_seconds,
+                max(old.peak_mb, cost.peak_mb),
+            )
 
     def note(self, event: Progress) -> None:
         self.split(self._stage if event.step == 0 else event.stage)

@@ -31,16 +31,27 @@ PoseRow = tuple[str, int, tuple[float, ...]]  # name, camera id, quaternion wxyz
 PointRow = tuple[tuple[float, ...], tuple[int, ...], int]  # position, colour 0-255, photos that see it
 
 
+def model_files(path: Path) -> list[Path]:
+    """The files that `read_colmap_folder` reads for `path`."""
+    folder = _model_folder(path)
+    suffix = ".bin" if (folder / "cameras.bin").is_file() else ".txt"
+    return [file for name in ("cameras", "images", "points3D") if (file := folder / f"{name}{suffix}").is_file()]
+
+
+def _model_folder(path: Path) -> Path:
+    for below in ("", "sparse/0", "sparse", "0", "colmap/sparse/0"):
+        if any((path / below / f"cameras{suffix}").is_file() for suffix in (".bin", ".txt")):
+            return path / below
+    raise InputError(f"{path} holds neither a transforms.json nor COLMAP's cameras.bin or cameras.txt; give one of them.")
+
+
 def read_colmap_folder(path: Path) -> tuple[list[GivenCamera], PointCloud]:
     """A folder with cameras, images and points3D (.bin or .txt), or one that holds it as `sparse/0`, `sparse` or `0`.
 
     Confidence of a point: 1 - 1 / (photos that see it). Raises `InputError` for damaged files and lenses without a line in
     `MODELS`.
     """
-    folders = [path / below for below in ("", "sparse/0", "sparse", "0", "colmap/sparse/0")]
-    folder = next((f for f in folders if any((f / f"cameras{suffix}").is_file() for suffix in (".bin", ".txt"))), None)
-    if folder is None:
-        raise InputError(f"{path} holds neither a transforms.json nor COLMAP's cameras.bin or cameras.txt; give one of them.")
+    folder = _model_folder(path)
     try:
         if (folder / "cameras.bin").is_file():
             lenses = _binary_cameras((folder / "cameras.bin").read_bytes())

@@ -54,6 +54,15 @@ def load_poses(path: Path, photos: Sequence[Photo]) -> Poses:
     return matched(given, points, photos, path.name)
 
 
+def files_of_poses(path: Path) -> list[Path]:
+    """The files that `load_poses` reads for `path`, which it must accept."""
+    if path.is_dir() and not _json_of(path).is_file():
+        from recon.poses.colmap_folder import model_files
+
+        return model_files(path)
+    return [_json_of(path)]
+
+
 def photos_of_transforms(path: Path) -> list[Path]:
     """The pictures that a `transforms.json` names, in its order; those that are missing on disk are left out with a warning.
 

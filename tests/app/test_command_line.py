@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import tyro
+from tiny_capture import ROOT, photos_command
 
 from app import __main__ as entry
 from app import commands
+from app.console import follow
 from app.tooltips import tooltips
-
-ROOT = Path(__file__).parents[2]
+from splat.progress import Progress
 
 
 def parsed(*words: str):
@@ -72,7 +73,8 @@ def test_a_command_that_does_not_parse_exits_with_2(words, capsys):
     ("option", "told"),
     [
         ("--holdout 1", "--holdout 1"), ("--holdout -2", "--holdout -2"), ("--max-side 3", "--max-side 3"),
-        ("--real-size 0", "--real-size"), ("--real-size nan", "--real-size"), ("--memory-budget lots", "'lots'"),
+        ("--real-size 0", "--real-size"), ("--real-size inf", "--real-size"), ("--seed -1", "--seed -1"),
+        ("--seed 2147483648", "--seed 2147"), ("--real-size nan", "--real-size"), ("--memory-budget lots", "'lots'"),
         ("--memory-budget 0GB", "0GB"), ("--background pink", "pink"), ("--background 1,2,300", "1,2,300"),
         ("--poses nowhere.json", "nowhere.json"), ("--threads 0", "--threads 0"), ("--steps 0", "--steps 0"),
         ("--masks nowhere", "nowhere"),
@@ -93,6 +95,17 @@ def test_an_error_is_also_an_event(tmp_path, capsys):
     assert event["message"]
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")])
+def test_too_little_memory_is_one_sentence(monkeypatch, capsys, tmp_path, error):
+    def starved(options):
+        raise error
+        yield
+
+    monkeypatch.setattr("app.pipelines.photos_to_scene", starved)
+    assert entry.main(["photos", "x", "--out", str(tmp_path / "R")]) == 4
+    assert "out of memory" in capsys.readouterr().err
+
+
 def test_an_interrupt_exits_with_130(monkeypatch, capsys, tmp_path):
     def interrupted(options):
         raise KeyboardInterrupt
@@ -104,9 +117,30 @@ def test_an_interrupt_exits_with_130(monkeypatch, capsys, tmp_path):
     assert "--resume" in capsys.readouterr().err
 
 
+def test_a_reader_that_goes_away_cancels_the_job(capture, tmp_path):
+    words = photos_command(capture, tmp_path / "R", "--json")
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert process.returncode == 130 and "Traceback" not in errors and "--resume" in errors.splitlines()[-1]
+    assert not (tmp_path / "R").exists()
+
+
+def test_only_news_is_an_event(capsys):
+    def job():
+        for note in ("matching", "matching", "mapping", "mapping", "matching"):
+            yield Progress("poses", 1, 3, note)
+        return 7
+
+    assert follow(job(), "json") == 7
+    assert [json.loads(line)["note"] for line in capsys.readouterr().out.splitlines()] == ["matching", "mapping", "matching"]
+
+
 def test_info_tells_device_weights_and_licences(capsys):
     assert entry.main(["info", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
+    assert told["event"] == "info"
     assert told["renderer"] in told["renderers"]
     assert {"XFeat features", "LighterGlue matcher"} <= {w["name"] for w in told["weights"]}
     assert all(w["licence"] and Path(w["path"]).is_file() for w in told["weights"])

@@ -85,7 +85,8 @@ def test_reading_what_is_no_report(tmp_path):
 
 
 def test_the_stopwatch_books_time_and_memory_to_the_stage_that_spent_them():
-    watch = Stopwatch([StageCost("poses", 5.0, 4.0, 1.0)])
+    watch = Stopwatch()
+    watch.go_on_from([StageCost("poses", 5.0, 4.0, 1.0)])
     try:
         watch.note(Progress("poses", 1, 1))
         time.sleep(0.2)

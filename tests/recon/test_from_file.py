@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from recon.photos import Photo, PhotoConfig, read_photos
-from recon.poses.from_file import load_poses, photos_of_transforms, write_transforms
+from recon.poses.from_file import files_of_poses, load_poses, photos_of_transforms, write_transforms
 from splat.cameras import Cameras
 from splat.errors import InputError
 
@@ -269,6 +269,8 @@ def test_colmap_folder(tmp_path: Path, text: bool) -> None:
     for i, image in enumerate(model.images.values()):
         Image.new("RGB", (640, 480), (40 * i, 90, 200)).save(tmp_path / "images" / image.name)
     photos = read_photos([tmp_path / "images"], PhotoConfig(max_side=320)).photos
+    suffix = "txt" if text else "bin"
+    assert [file.name for file in files_of_poses(tmp_path)] == [f"{n}.{suffix}" for n in ("cameras", "images", "points3D")]
     poses = load_poses(tmp_path, photos)
     assert poses.placed == (0, 1, 2, 3) and poses.k1 == pytest.approx((0.05,) * 4) and len(poses.points) == 40
     assert float(poses.points.confidence.min()) >= 0.5 and float(poses.points.rgb.max()) <= 1
