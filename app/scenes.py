@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from app import commands
 from app.machine import colour, pick_place
@@ -18,10 +21,12 @@ from splat.errors import InputError
 from splat.gaussians import Splats
 from splat.mesh import Mesh
 from splat.progress import Progress
-from splat.similarity import Similarity
+from splat.similarity import Similarity, fit_similarity
 
 MESH_SUFFIXES = (".glb", ".obj", ".stl")
 DEFAULT_EVAL_SIDE = 1024  # px, where the result does not say what size it was fitted at
+MAX_SIDE = 16384  # px of a picture
+ENOUGH = 100_000  # splats that tell how far a scene extends
 
 
 def load_scene(path: Path) -> Splats:
@@ -67,8 +72,10 @@ def render_scene(options: commands.Render) -> Generator[Progress, None, list[Pat
         raise InputError(f"'{suffix}' is no format of render; use .mp4 or .png.")
     if not to.parent.is_dir():
         raise InputError(f"The folder {to.parent} does not exist; create it or choose another --to.")
-    if options.frames < 1 or options.side < 16:
-        raise InputError(f"--frames {options.frames} --side {options.side} gives no picture; use at least 1 frame of 16 px.")
+    if options.frames < 1 or not 16 <= options.side <= MAX_SIDE:
+        raise InputError(
+            f"--frames {options.frames} --side {options.side} gives no picture; use at least 1 frame of 16 to {MAX_SIDE} px."
+        )
     place, background = pick_place(options.device, options.threads), torch.tensor(colour(options.background))
     splats = load_scene(options.scene).to(place.device)
     batches = [_path_for(options, splats)] if options.cameras is None else read_cameras(options.cameras, options.side)
@@ -106,7 +113,7 @@ def evaluate_result(options: commands.Eval) -> Generator[Progress, None, Quality
     report = read_report(options.result)
     place, background = pick_place(options.device, options.threads), colour(options.background)
     splats = load_scene(options.result).to(place.device)
-    similarity = Similarity.from_matrix(torch.tensor(report["result_from_input"], dtype=torch.float64))
+    similarity = _result_from_world_of(options.against, options.result, report)
     files = photos_of_transforms(options.against)
     config = PhotoConfig(max_side=_fitted_side(options.result), max_photos=0, min_photos=1)
     photos = [composited(photo, background) for photo in read_photos(files, config).photos]
@@ -126,9 +133,14 @@ def read_cameras(path: Path, side: int) -> list[Cameras]:
     for frame in read_transforms(path):
         lens = frame.lens
         width, height = round(lens.width or side), round(lens.height or side)
-        focal = lens.focal_x or 0.5 * width / torch.tensor(lens.angle_x / 2).tan().item()
+        if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
+            raise InputError(
+                f"{path.name} asks for pictures of {width} x {height} px; give 1 to {MAX_SIDE} px a side as w and h."
+            )
+        focal = lens.focal_x or 0.5 * width / math.tan(lens.angle_x / 2)
         K = intrinsics(focal, width, height)
-        K[1, 1] = lens.focal_y or focal
+        other = 0.5 * height / math.tan(lens.angle_y / 2) if lens.focal_x is None and lens.angle_y else focal
+        K[1, 1] = lens.focal_y or other
         K[0, 2], K[1, 2] = lens.cx or width / 2, lens.cy or height / 2
         camera = Cameras(frame.cam_from_world[None].float(), K[None], width, height)
         if batches and (batches[-1].width, batches[-1].height) == (width, height):
@@ -154,8 +166,9 @@ def _orbit(splats: Splats, frames: int, side: int) -> Cameras:
     side = max(side // 2 * 2, 16)
     solid = splats.means[splats.opacities > 0.3].cpu()
     solid = solid if len(solid) else splats.means.cpu()
+    solid = solid[:: len(solid) // ENOUGH + 1]  # quantile() takes no more than 16 million numbers
     target = solid.median(0).values
-    radius = float((solid - target).norm(dim=-1).quantile(0.9)) if len(solid) <= 1_000_000 else 1.0
+    radius = float((solid - target).norm(dim=-1).quantile(0.9))
     return Cameras.orbit(frames, 3.0 * max(radius, 1e-3), 15.0, 45.0, side, side, target=target)
 
 
@@ -168,6 +181,52 @@ def _mesh_of(scene: Path) -> Mesh:
         return load_mesh(scene / "mesh.glb")
     splats = load_scene(scene)
     return extract_mesh(splats, [_orbit(splats, 24, 320)], MeshConfig())
+
+
+def _result_from_world_of(against: Path, result: Path, report: dict[str, Any]) -> Similarity:
+    """What takes the world of the poses `against` to the result's.
+
+    The report knows it where the result was made from given poses, which share their world; else the cameras of the photos
+    that both name tell it.
+    """
+    if not _solved(result):
+        try:
+            return Similarity.from_matrix(torch.tensor(report["result_from_input"], dtype=torch.float64))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise InputError(f"{result / 'report.json'} is damaged: result_from_input is no similarity.") from error
+    ours = {}
+    for name in ("cameras.json", "cameras_holdout.json"):
+        if (result / name).is_file():
+            ours |= _centers_by_name(result / name)
+    theirs = _centers_by_name(against)
+    common = sorted(ours.keys() & theirs.keys())
+    remedy = "the result's poses were solved from its photos, so at least 3 photos, not in a line, must be in both"
+    if len(common) < 3:
+        raise InputError(f"{result} and {against} share {len(common)} photos; {remedy}.")
+    source, target = (torch.stack([centers[name] for name in common]) for centers in (theirs, ours))
+    for centers in (source, target):
+        _, spread, _ = torch.linalg.svd(centers - centers.mean(0))
+        if spread[1] <= 1e-3 * spread[0]:
+            raise InputError(f"The {len(common)} photos that {result} and {against} share lie in a line; {remedy}.")
+    return fit_similarity(source, target)
+
+
+def _solved(result: Path) -> bool:
+    """Whether the poses of a result were found from its photos, in a world of their own."""
+    try:
+        return json.loads((result / "config.json").read_text())["reconstruct"]["poses_from"] is None
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _centers_by_name(path: Path) -> dict[str, Tensor]:
+    """Camera centres [3] float64 of a transforms.json, by the name of the picture without folder and suffix."""
+    from recon.poses.from_file import read_transforms
+
+    frames = read_transforms(path)
+    count = Counter(frame.file.stem for frame in frames)
+    single = [frame for frame in frames if count[frame.file.stem] == 1]  # a name in two folders tells nothing
+    return {f.file.stem: -f.cam_from_world[:3, :3].T @ f.cam_from_world[:3, 3] for f in single}
 
 
 def _fitted_side(result: Path) -> int:
