@@ -109,12 +109,13 @@ def test_copies_of_one_photo(tmp_path, capsys):
     [
         (lambda frame: frame["transform_matrix"][0].__setitem__(0, float("nan")), "NaN"),
         (lambda frame: frame["transform_matrix"][0].__setitem__(0, 7.0), "rigid"),
-        (lambda frame: frame.__setitem__("transform_matrix", [[1, 0, 0, 0]] * 4), ""),
+        (lambda frame: frame.__setitem__("transform_matrix", [[1, 0, 0, 0]] * 3 + [[0, 0, 0, 1]]), "determinant 0"),
+        (lambda frame: frame.__setitem__("transform_matrix", [[1, 0, 0, 0]] * 4), "last row"),
         (lambda frame: frame.__setitem__("file_path", "../../etc/passwd"), "outside"),
         (lambda frame: frame.__setitem__("file_path", "/etc/passwd"), "outside"),
         (lambda frame: frame.pop("transform_matrix"), "transform_matrix"),
     ],
-    ids=["nan", "not rigid", "rank 1", "escape", "absolute", "missing"],
+    ids=["nan", "not rigid", "rank 1", "last row", "escape", "absolute", "missing"],
 )
 def test_bad_given_poses(tmp_path, capsys, capture, change, told):
     content = json.loads(capture.poses.read_text())
@@ -129,7 +130,7 @@ def test_poses_of_other_photos(tmp_path, capsys, capture):
     folder.mkdir()
     for i in range(3):
         photo(folder / f"other_{i}.png", i)
-    refused(capsys, tmp_path, folder, "--poses", capture.poses)
+    assert "cameras for 0 of the 3 photos" in refused(capsys, tmp_path, folder, "--poses", capture.poses)
 
 
 def test_a_memory_budget_too_small_for_the_photos(tmp_path, capsys, capture):

@@ -1,5 +1,6 @@
 """What is done with a finished result: export, render, eval."""
 
+import functools
 import json
 import shutil
 
@@ -8,8 +9,10 @@ import torch
 
 from app import __main__ as entry
 from app.report import read_report
-from app.scenes import read_cameras
-from splat.io import HALF_TURN_ABOUT_X, load
+from app.scenes import _orbit, read_cameras
+from splat.extract_mesh import MeshConfig
+from splat.gaussians import Splats
+from splat.io import HALF_TURN_ABOUT_X, load, save
 from splat.io.images import read_image
 from splat.io.meshes import load_mesh
 
@@ -34,11 +37,21 @@ def test_export_writes_the_mesh(result, tmp_path, suffix):
     assert torch.allclose(mesh.vertices.amax(0), original.vertices.amax(0), atol=1e-4)
 
 
-def test_a_bare_scene_file_exports_a_mesh_too(result, tmp_path):
-    shutil.copy(result / "scene.ply", tmp_path / "scene.ply")
-    status = splatsmith("export", tmp_path / "scene.ply", "--to", tmp_path / "m.glb")
-    assert status in (0, 4)  # a thin scene may show no surface from all round, which is said
-    assert (tmp_path / "m.glb").exists() == (status == 0)
+@pytest.mark.parametrize(("opacity", "status"), [(5.0, 0), (-4.0, 4)], ids=["solid", "faint"])
+def test_a_bare_scene_file_exports_a_mesh_if_it_shows_a_surface(tmp_path, capsys, monkeypatch, opacity, status):
+    monkeypatch.setattr("splat.extract_mesh.MeshConfig", functools.partial(MeshConfig, resolution=64, max_faces=2000))
+    g, n = torch.Generator().manual_seed(3), 900
+    means = 0.5 * torch.nn.functional.normalize(torch.randn(n, 3, generator=g), dim=-1)
+    ball = Splats(
+        means, torch.ones(n, 4), torch.full((n, 3), -3.0), torch.full((n,), opacity), torch.randn(n, 1, 3, generator=g)
+    )
+    save(ball, tmp_path / "ball.ply")
+    assert splatsmith("export", tmp_path / "ball.ply", "--to", tmp_path / "m.glb") == status
+    if status == 0:
+        radius = load_mesh(tmp_path / "m.glb").vertices.norm(dim=-1)
+        assert 0.45 < radius.min() and radius.max() < 0.65
+    else:
+        assert "show a surface" in capsys.readouterr().err and not (tmp_path / "m.glb").exists()
 
 
 def test_render_from_the_stored_cameras_shows_the_photos(result, capture, tmp_path):
@@ -88,6 +101,53 @@ def test_eval_against_the_given_poses_applies_the_similarity(result, capture, tm
     assert quality["n"] == 2
 
 
+def test_eval_of_solved_poses_aligns_by_the_photos_in_common(result, capture, tmp_path, capsys):
+    """As if the poses had been solved: their world is unknown, and the report's similarity is of another one."""
+    solved, against = tmp_path / "solved", tmp_path / "test.json"
+    shutil.copytree(result, solved)
+    config = json.loads((solved / "config.json").read_text())
+    config["reconstruct"]["poses_from"] = None
+    (solved / "config.json").write_text(json.dumps(config))
+    report = read_report(solved) | {"result_from_input": torch.eye(4).tolist()}
+    (solved / "report.json").write_text(json.dumps(report))
+    shutil.copytree(capture.photos, tmp_path, dirs_exist_ok=True)
+    content = json.loads(capture.poses.read_text())
+    against.write_text(json.dumps(content))
+    assert entry.main(["eval", str(solved), "--against", str(against), "--json"]) == 0
+    quality = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert quality["n"] == 8 and quality["psnr"] > read_report(result)["metrics"]["holdout"]["psnr"] - 0.5
+    content["frames"] = content["frames"][:2]
+    against.write_text(json.dumps(content))
+    assert splatsmith("eval", solved, "--against", against) == 2
+    assert "share 2 photos" in capsys.readouterr().err
+
+
+def test_a_damaged_similarity_is_one_sentence(result, capture, tmp_path, capsys):
+    shutil.copytree(result, tmp_path / "R")
+    report = read_report(result) | {"result_from_input": torch.zeros(4, 4).tolist()}
+    (tmp_path / "R" / "report.json").write_text(json.dumps(report))
+    assert splatsmith("eval", tmp_path / "R", "--against", capture.poses) == 2
+    assert "result_from_input" in capsys.readouterr().err
+
+
+def test_an_orbit_sees_the_whole_of_a_large_scene():
+    g = torch.Generator().manual_seed(0)
+    n = 1_000_001
+    means = 5 * torch.nn.functional.normalize(torch.randn(n, 3, generator=g), dim=-1)
+    splats = Splats(means, torch.ones(n, 4), torch.zeros(n, 3), torch.ones(n), torch.zeros(n, 1, 3))
+    assert _orbit(splats, 1, 64).centers.norm(dim=-1).item() == pytest.approx(15, rel=0.02)
+
+
+@pytest.mark.parametrize("size", [(20_000, 64), (64, 900_000), (0.2, 64)])
+def test_pictures_of_an_absurd_size_are_refused(result, tmp_path, capsys, size):
+    content = json.loads((result / "cameras.json").read_text())
+    for frame in content["frames"]:
+        frame["w"], frame["h"] = size
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    assert splatsmith("render", result, "--to", tmp_path / "x.png", "--cameras", tmp_path / "c.json") == 2
+    assert "16384" in capsys.readouterr().err
+
+
 def test_cameras_without_a_size_take_the_given_one(tmp_path):
     frame = {"file_path": "r_0", "transform_matrix": torch.eye(4).tolist()}
     (tmp_path / "t.json").write_text(json.dumps({"camera_angle_x": 0.9, "frames": [frame, frame]}))
@@ -102,6 +162,7 @@ def test_cameras_without_a_size_take_the_given_one(tmp_path):
         ("export {r} --to {t}/x.doc", ".doc"), ("export {r} --to {t}/no/x.ply", "does not exist"),
         ("export {t}/nothing --to {t}/x.ply", "does not exist"), ("export {t} --to {t}/x.ply", "not a result folder"),
         ("render {r} --to {t}/x.gif", ".gif"), ("render {r} --to {t}/x.png --frames 0", "--frames 0"),
+        ("render {r} --to {t}/x.png --side 20000", "--side 20000"),
         ("render {r} --to {t}/x.png --cameras {t}/no.json", "no.json"), ("eval {t} --against x.json", "not a result folder"),
         ("eval {r} --against {t}/no.json", "no.json"), ("check {t}/nothing", "does not exist"),
     ],
@@ -116,7 +177,7 @@ def test_what_cannot_be_done_is_one_sentence(result, tmp_path, capsys, words, to
 def test_check_gives_a_verdict_on_every_photo(capture, capsys):
     assert entry.main(["check", str(capture.photos), "--json"]) == 0
     verdict = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert verdict["verdict"] in ("good", "fair", "poor", "impossible")
+    assert verdict["verdict"] == "poor" and any("burnt out" in problem for problem in verdict["problems"])  # white behind
     assert [p["name"] for p in verdict["photos"]] == [f"photo_{i}.png" for i in range(8)]
     assert verdict["next_photo"].endswith(".")
     assert entry.main(["check", str(capture.photos)]) == 0
