@@ -291,7 +291,7 @@ def _photos_work(
             holdout=holdout_quality,
             warnings=warnings,
             fallbacks=[sentence for sentence in notices.sentences if sentence not in warnings],
-            licences=_licences(solved=options.poses == "auto"),
+            licences=_licences(scene.facts),
             facts=facts,
         ),
         work.result / "report.json",
@@ -379,10 +379,11 @@ def _write_scene(folder: Path, splats, mesh, train, heldout) -> None:
         write_transforms(folder / "cameras_holdout.json", [v.cameras for v in heldout], names)
 
 
-def _licences(solved: bool) -> list[Licence]:
+def _licences(facts: dict[str, float]) -> list[Licence]:
+    """Of the weights that had a part in the result; the pose solver says whether it needed its networks."""
     from app.info import weights
 
-    return [Licence(w.name, w.licence) for w in weights()] if solved else []
+    return [Licence(w.name, w.licence) for w in weights()] if facts.get("xfeat") else []
 
 
 def _job(options: Photos, photos: tuple, place: Place) -> dict[str, Any]:

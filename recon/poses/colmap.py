@@ -311,6 +311,7 @@ def as_poses(photos: Sequence[Photo], best: Attempt, seconds: float) -> Poses:
         "points_per_photo": len(solution.seen) / len(solution.photos),
         "focal_ratio": float(np.median(solution.camera[:, 0]) / NOMINAL_SIDE),
         "explained": judgement.explained,
+        "xfeat": float("xfeat" in best.kinds),  # 1 where its weights, and LighterGlue's, had a part in the cameras
         "seconds": seconds,
     }
     return Poses(

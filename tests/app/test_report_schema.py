@@ -8,6 +8,7 @@ import jsonschema
 import pytest
 import torch
 
+from app.pipelines import _licences
 from app.report import InputFile, Licence, Quality, Report, read_report, schema, write_report
 from app.stopwatch import StageCost, Stopwatch
 from splat.errors import InputError
@@ -82,6 +83,11 @@ def test_reading_what_is_no_report(tmp_path):
     (tmp_path / "report.json").write_text("[")
     with pytest.raises(InputError, match="damaged"):
         read_report(tmp_path)
+
+
+def test_only_the_weights_that_were_used_are_listed():
+    assert _licences({"reprojection_px": 0.5, "xfeat": 0.0}) == _licences({}) == []
+    assert {found.name for found in _licences({"xfeat": 1.0})} == {"XFeat features", "LighterGlue matcher"}
 
 
 def test_the_stopwatch_books_time_and_memory_to_the_stage_that_spent_them():
