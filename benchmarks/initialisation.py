@@ -14,10 +14,13 @@ import argparse
 import dataclasses
 import json
 import logging
+import os
 import platform
 import time
 from importlib.metadata import version
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: a spinning thread pool ruins timings on a busy machine
 
 import torch
 
