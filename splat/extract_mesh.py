@@ -37,7 +37,7 @@ class MeshConfig:
     agreement: float = 0.03  # depths of two views closer than this fraction are one surface; twice as far behind denies it
     witnesses: int = 8  # other views that each view's surface is held against
     truncation: float = 5.0  # voxels over which depth maps of one surface are averaged
-    reach: float = 1.0  # radius of the meshed region round the subject, in distances of the cameras from it
+    reach: float = 0.75  # radius of the meshed region round the subject, in distances of the cameras from it
     min_part: float = 0.02  # connected parts with fewer triangles than this fraction of the largest are dropped
 
 
