@@ -210,7 +210,8 @@ def _photos_work(
         seed=options.seed,
         backend=place.renderer,
         threads=place.threads,
-        exposure=True,
+        # Pictures that came with alpha are renders or studio cut-outs: nothing was exposed differently, and gains would drift.
+        exposure=not all(p.on_white for p in photos),
     )
     mesh_config = MeshConfig(max_faces=preset.mesh_faces)
 

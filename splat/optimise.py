@@ -364,7 +364,7 @@ def _save(state: Path, fingerprint: str, step: int, running: float, parameters, 
 def _restore(state: Path, fingerprint: str, parameters, exposures, poses, optimiser, device) -> tuple[int, float, Observations]:
     tensors, facts = load_state(state, device)
     if facts.get("fingerprint") != fingerprint:
-        raise InputError(f"{state.name} belongs to other photos or settings; start again with --overwrite.")
+        raise InputError(f"{state.name} belongs to other photos or settings; run without --resume to start over.")
     for name in parameters:
         parameters[name] = tensors[f"parameter.{name}"].requires_grad_()
     exposures.copy_(tensors["exposures"])

@@ -1,7 +1,7 @@
 """Compiling the kernels: once per source, flags and compiler, into the user's cache.
 
 `python splat/render/native/build.py FOLDER` compiles every variant of this machine's architecture into FOLDER, with the
-standard library alone; a wheel carries the result as `prebuilt/` beside this file, and then no compiler is needed.
+standard library alone; put into a wheel as `prebuilt/` beside this file, they make a compiler unnecessary.
 """
 
 from __future__ import annotations
