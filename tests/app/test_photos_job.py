@@ -113,7 +113,11 @@ def _same_scene(out: Path, result: Path) -> None:
 def test_an_interrupt_leaves_a_resumable_state_and_130(capture, tmp_path, capsys):
     out = tmp_path / "scene"
     words = photos_command(capture, out, "--json")
-    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # A suite started in the background ignores Ctrl-C, and its children would inherit that; a handler is not inherited.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
+    with process:
         for line in process.stdout:
             if json.loads(line).get("stage") == "fit":
                 process.send_signal(signal.SIGINT)
