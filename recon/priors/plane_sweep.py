@@ -9,8 +9,10 @@ last, agreement between the depth maps. Silhouettes, where given, bound the dept
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -39,6 +41,8 @@ from splat.progress import Progress
 from splat.views import Views
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -74,24 +78,33 @@ def estimate_depths(
     if len(photos) < 2:
         raise InputError(f"stereo needs at least 2 placed photos, got {len(photos)}; add photos of the same subject.")
     halves = [_half(p) for p in photos]
+    total = (1 + config.exchanges) * len(photos)
+
+    def first(i: int) -> tuple[list[int], Surface]:
+        others = [p for j, p in enumerate(photos) if j != i]
+        span = depth_range(photos[i], others, points)
+        partners = choose_neighbours(i, photos, points, span, config.neighbours)
+        others = [h for j, h in enumerate(halves) if j != i]
+        surface = _first_surface(halves[i], others, [halves[j] for j in partners], span, config)
+        return partners, _refined(i, photos, partners, surface, config.rounds, config)
+
     chosen: list[list[int]] = []
     surfaces: list[Surface] = []
-    total = (1 + config.exchanges) * len(photos)
-    for i, photo in enumerate(photos):
-        others = [p for j, p in enumerate(photos) if j != i]
-        span = depth_range(photo, others, points)
-        chosen.append(choose_neighbours(i, photos, points, span, config.neighbours))
-        yield Progress("prior", i, total, f"{names[i]} against {len(chosen[i])} neighbours")
-        if not chosen[i]:
+    for i, (partners, surface) in enumerate(_side_by_side(first, photos)):
+        if not partners:
             log.warning("no photo overlaps %s enough for stereo", names[i])
-        others = [h for j, h in enumerate(halves) if j != i]
-        surface = _first_surface(halves[i], others, [halves[j] for j in chosen[i]], span, config)
-        surfaces.append(_refined(i, photos, chosen[i], surface, config.rounds, config))
+        chosen.append(partners)
+        surfaces.append(surface)
+        yield Progress("prior", i + 1, total, f"{names[i]} against {len(partners)} neighbours")
     for turn in range(1, config.exchanges + 1):
         before = list(surfaces)  # every photo sees the same state of the others
-        for i in range(len(photos)):
-            yield Progress("prior", turn * len(photos) + i, total, f"{names[i]}: planes of its neighbours")
-            surfaces[i] = _exchanged(i, photos, halves, chosen[i], before, config)
+
+        def exchanged(i: int, before: list[Surface] = before) -> Surface:
+            return _exchanged(i, photos, halves, chosen[i], before, config)
+
+        for i, surface in enumerate(_side_by_side(exchanged, photos)):
+            surfaces[i] = surface
+            yield Progress("prior", turn * len(photos) + i + 1, total, f"{names[i]}: planes of its neighbours")
     posed = [Posed(DepthMap(n, s.depth(), s.confidence()), h.camera) for n, s, h in zip(names, surfaces, halves)]
     maps = []
     for i, own in enumerate(posed):
@@ -99,6 +112,22 @@ def estimate_depths(
         maps.append(replace(own.map, confidence=own.map.confidence * _trust(support)))
     yield Progress("prior", total, total, f"depth for {len(photos)} photos")
     return maps
+
+
+def _side_by_side(work: Callable[[int], T], photos: list[Photo]) -> Iterator[T]:
+    """`work(i)` for every photo, in order. On a CPU each thread takes a photo: one photo's tensors are too small to share.
+
+    Every photo is computed by one thread whatever their number, so that the result does not depend on it.
+    """
+    threads = torch.get_num_threads()
+    on_cpu = photos[0].gray.device.type == "cpu"
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(threads if on_cpu else 1)
+    try:
+        yield from pool.map(work, range(len(photos)))
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 def _refined(
