@@ -277,8 +277,9 @@ def run_steps(folder: Path, steps: Sequence[str], config: PoseConfig) -> Generat
             logs[step].close()
     for step, process in running.items():
         if process.returncode != 0:
-            tail = (folder / f"{step}.log").read_text(errors="replace")[-500:]
-            log.warning("the step %s of the pose solver ended with status %d: %s", step, process.returncode, tail)
+            lines = (folder / f"{step}.log").read_text(errors="replace").strip().splitlines()
+            reason = lines[-1][:200] if lines else "no message"
+            log.warning("the step %s of the pose solver ended with status %d: %s", step, process.returncode, reason)
 
 
 def as_poses(photos: Sequence[Photo], best: Attempt, seconds: float) -> Poses:

@@ -7,6 +7,7 @@ Everything runs on one thread with a fixed seed, so the same problem gives the s
 
 from __future__ import annotations
 
+import shutil
 import sys
 import zlib  # noqa: F401  must be loaded before pycolmap, whose own copy corrupts the heap otherwise
 from functools import partial
@@ -112,6 +113,7 @@ def map_incrementally(folder: Path, problem: np.lib.npyio.NpzFile, weakest: int)
     Pairs with fewer than `weakest` verified matches are not used.
     """
     count = len(problem["camera_of_photo"])
+    database = own_database(folder, f"incremental-{weakest}")
     best = None
     for inliers, angle, seen in ((100, 16.0, 30), (50, 8.0, 15), (25, 3.0, 10)):
         options = pycolmap.IncrementalPipelineOptions(
@@ -132,7 +134,7 @@ def map_incrementally(folder: Path, problem: np.lib.npyio.NpzFile, weakest: int)
         options.mapper.abs_pose_refine_focal_length = options.ba_refine_focal_length
         options.mapper.abs_pose_refine_extra_params = options.ba_refine_extra_params
         options.triangulation.ignore_two_view_tracks = False  # few photos have few longer ones
-        best = better_of(best, largest(pycolmap.incremental_mapping(folder / "database.db", folder, folder, options)))
+        best = better_of(best, largest(pycolmap.incremental_mapping(database, folder, folder, options)))
         if best is not None and best.num_reg_images() == count:
             break
     return as_arrays(best)
@@ -143,7 +145,12 @@ def map_globally(folder: Path, problem: np.lib.npyio.NpzFile, weakest: int) -> d
     options = pycolmap.GlobalPipelineOptions(min_num_matches=weakest, num_threads=1, random_seed=int(problem["seed"]))
     options.mapper.bundle_adjustment.refine_focal_length = bool(problem["refine_focal"])
     options.mapper.bundle_adjustment.refine_extra_params = bool(problem["refine_distortion"])
-    return as_arrays(largest(pycolmap.global_mapping(folder / "database.db", folder, folder, options)))
+    return as_arrays(largest(pycolmap.global_mapping(own_database(folder, "global"), folder, folder, options)))
+
+
+def own_database(folder: Path, step: str) -> Path:
+    """A copy for one step: two mappers that open one SQLite file at the same moment can lock each other out."""
+    return Path(shutil.copyfile(folder / "database.db", folder / f"database-{step}.db"))
 
 
 def largest(models: dict[int, pycolmap.Reconstruction]) -> pycolmap.Reconstruction | None:

@@ -56,3 +56,13 @@ def test_an_endless_step_is_ended(tmp_path, monkeypatch, way):
     next(job)
     job.close() if way == "closed" else drained(job)
     assert time.monotonic() - started < 10
+
+
+def test_every_step_maps_from_a_database_of_its_own(tmp_path):
+    """Two mappers that run at once on one SQLite file lock each other out now and then."""
+    from recon.poses.mapper import own_database
+
+    (tmp_path / "database.db").write_bytes(b"matches")
+    copies = [own_database(tmp_path, step) for step in ("incremental-15", "global")]
+    assert len({tmp_path / "database.db", *copies}) == 3
+    assert [c.read_bytes() for c in copies] == [b"matches"] * 2
