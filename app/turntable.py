@@ -22,14 +22,21 @@ NEARER, FARTHER = 0.8, 1.25  # than the median camera: the path follows the phot
 SWAY_START = math.radians(15)  # six frames spread over a sway show six different sides
 LEAST_SWAY_DEG = 4.0  # to either side, so that depth shows even where all photos look the same way
 ARC_SHARE = 0.85  # of the captured arc, so that the path stays inside it
+WALK_BANDWIDTH = 0.08  # of the walked distance: how far a photo's position and direction reach along the walk
 
 
 def suited_path(captured: Sequence[Cameras], splats: Splats, frames: int, side: int) -> Cameras:
-    """`frames` cameras on a closed path round the subject, at the distance and elevation of the cameras near each azimuth.
+    """`frames` cameras on a closed path that shows what the `captured` cameras saw.
 
-    Where the `captured` cameras surround the subject, a full turn from azimuth 0; else a gentle sway inside the captured arc.
+    Round the subject, at the distance and elevation of the cameras near each azimuth: a full turn from azimuth 0 where they
+    surround it, else a gentle sway inside the captured arc. Photos taken while walking ahead, as down a street, have nothing
+    to turn round: they are walked through and back.
     Long side `side` px, even sizes, the captured aspect and field of view; up is +Y. `splats` tell where the subject is.
     """
+    return _along(captured, frames, side) if _walked(captured) else _around(captured, splats, frames, side)
+
+
+def _around(captured: Sequence[Cameras], splats: Splats, frames: int, side: int) -> Cameras:
     centers = torch.cat([c.centers for c in captured]).double().cpu()
     focus = subject(captured, splats)
     offset = centers - focus
@@ -59,6 +66,34 @@ def suited_path(captured: Sequence[Cameras], splats: Splats, frames: int, side: 
     )
     width, height, K = _picture(captured, side)
     return Cameras.look_at(focus + path_distance[:, None] * direction, focus, torch.tensor([0.0, 1, 0]), K, width, height)
+
+
+def _walked(captured: Sequence[Cameras]) -> bool:
+    """Were the photos taken one behind the other, looking the way they went?"""
+    forward = torch.cat([c.forward for c in captured]).double().cpu().mean(0)
+    centers = torch.cat([c.centers for c in captured]).double().cpu()
+    _, extent, axes = torch.linalg.svd(centers - centers.mean(0))
+    one_line = len(centers) >= 3 and float(extent[1]) < 0.5 * float(extent[0])
+    return one_line and float(forward @ axes[0]) ** 2 > 0.8**2
+
+
+def _along(captured: Sequence[Cameras], frames: int, side: int) -> Cameras:
+    """Through the photos' positions along their longest extent and back, looking as the photos nearby did."""
+    centers = torch.cat([c.centers for c in captured]).double().cpu()
+    forward = torch.cat([c.forward for c in captured]).double().cpu()
+    middle = centers.mean(0)
+    axis = torch.linalg.svd(centers - middle)[2][0]
+    if float(axis @ forward.mean(0)) < 0:
+        axis = -axis  # set out in the direction of the view
+    at = (centers - middle) @ axis
+    length = (at.max() - at.min()).clamp_min(1e-9)
+    turn = torch.arange(frames, dtype=torch.float64) * (2 * math.pi / frames)
+    walked = at.min() + length * (0.5 - 0.5 * turn.cos())  # slow at both ends
+    weight = torch.exp(-0.5 * ((walked[:, None] - at) / (WALK_BANDWIDTH * length)).square()) + 1e-12
+    weight = weight / weight.sum(-1, keepdim=True)
+    eyes = weight @ centers
+    width, height, K = _picture(captured, side)
+    return Cameras.look_at(eyes, eyes + weight @ forward, torch.tensor([0.0, 1, 0]), K, width, height)
 
 
 def subject(captured: Sequence[Cameras], splats: Splats) -> Tensor:

@@ -60,6 +60,21 @@ def test_parallel_cameras_look_at_the_depth_of_the_splats():
     assert path.centers[:, 0].abs().max() < 0.3 and path.centers[:, 2].abs().max() < 0.5
 
 
+def test_photos_taken_while_walking_are_walked_through_again():
+    """Where a walk turns, the optical axes of before and after cross: a turn round that point would look where nobody did."""
+    before, after = torch.linspace(0, 1, 20)[:, None], torch.linspace(0, 1, 5)[:, None]
+    eyes = torch.cat([torch.lerp(torch.tensor([-0.22, 0.0, 0.97]), torch.tensor([0.04, 0.0, -0.05]), before),
+                      torch.lerp(torch.tensor([0.09, 0.0, -0.17]), torch.tensor([0.21, 0.0, -0.37]), after)])  # fmt: skip
+    ahead = torch.tensor([[0.21, 0.0, -0.97]] * 20 + [[0.54, 0.0, -0.83]] * 5)
+    K = torch.tensor([[60.0, 0, 32], [0, 60, 24], [0, 0, 1]])
+    walk = Cameras.look_at(eyes, eyes + ahead, torch.tensor([0.0, 1, 0]), K, 64, 48)
+    path = suited_path([walk[torch.randperm(25)]], ball((0.3, 0.0, -1.0)), 24, 64)
+    near = torch.cdist(path.centers, walk.centers).amin(1)
+    assert near.max() < 0.1 and (path.forward @ walk.forward.T).amax(1).min() > 0.97
+    assert path.centers[0, 2] > 0.8 and path.centers[12, 2] < -0.25  # sets out forwards, is at the far end half way
+    assert (path.centers[0] - path.centers[-1]).norm() < 0.1
+
+
 @given(st.integers(0, 1000))
 def test_the_path_moves_with_the_world(seed):
     """Turning about the vertical, moving and scaling the world does the same to an arc's path."""
