@@ -33,7 +33,7 @@ class RenderOptions:
     near: float = 0.01  # world units; nearer Gaussians are not drawn
     low_pass: float = 0.3  # px^2 added to the 2-D covariance (EWA); the same value in every 3DGS viewer
     antialiased: bool = False  # scale opacity by sqrt(det / det with low-pass) (Mip-Splatting's 2-D filter)
-    track_means2d: bool = False  # keep the gradient of the projected means, for densification
+    track_means2d: bool = False  # keep the gradients of the projected means, for densification
     threads: int | None = None  # CPU back-ends: threads to use; None lets the back-end choose
 
 
@@ -47,6 +47,8 @@ class Rendering:
     means2d: Tensor  # [C, N, 2] pixels
     radii: Tensor  # [C, N] pixels, 0 where a Gaussian was not drawn
     # With `track_means2d`: after backward, `means2d_probe.grad` [C, N, 2] is the gradient of the projected means, per pixel.
+    # `means2d_probe.absgrad` is the same with the absolute value of every pixel's share, so that pulls in opposite directions
+    # do not cancel ("AbsGS", Ye et al. 2024, eq. 8); the attribute has gsplat's name.
     means2d_probe: Tensor | None = None
 
     @property

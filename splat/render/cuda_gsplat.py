@@ -60,6 +60,7 @@ def rasterization_arguments(splats: Splats, cameras: Cameras, options: RenderOpt
         "backgrounds": None if background is None else background.to(splats.means).expand(len(cameras), 3).contiguous(),
         "render_mode": "RGB+D",  # the sum of w z, not divided by alpha
         # Packed means are rows of visible pairs; the probe needs one row for each Gaussian.
+        "absgrad": options.track_means2d,  # sets means2d.absgrad in the backward pass
         "packed": not options.track_means2d and len(cameras) * len(splats) > PACKED_FROM,
     }
 

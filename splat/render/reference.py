@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ class Projection:
     opacities: Tensor  # [M] after the anti-aliasing compensation
     colours: Tensor  # [M, 3]
     half_extent: Tensor  # [M, 2] pixels, half the box outside which alpha < 1/255; not differentiable
+    absgrad: Tensor | None = None  # [N, 2] the backward pass adds the absolute gradients of the means' shares here
 
 
 def render(splats: Splats, cameras: Cameras, options: RenderOptions) -> Rendering:
@@ -40,9 +41,12 @@ def render(splats: Splats, cameras: Cameras, options: RenderOptions) -> Renderin
     probe = None
     if options.track_means2d:
         probe = splats.means.new_zeros(len(cameras), len(splats), 2).requires_grad_()
+        probe.absgrad = torch.zeros_like(probe)
     images, means2d, radii = [], [], []
     for c in range(len(cameras)):
         p = project(splats, cameras, c, options, None if probe is None else probe[c])
+        if probe is not None:
+            p = replace(p, absgrad=probe.absgrad[c])
         rgb, alpha, depth = rasterise(p, cameras.width, cameras.height)
         if options.background is not None:
             rgb = rgb + (1 - alpha)[..., None] * options.background[c].to(rgb)
@@ -115,7 +119,10 @@ def rasterise(p: Projection, width: int, height: int) -> tuple[Tensor, Tensor, T
         for tx in range(across):
             t = ty * across + tx
             m = member[starts[t] : starts[t + 1]]
-            args = (p.means2d[m], p.conics[m], p.opacities[m], features[m], tx, ty)
+            means2d = p.means2d[m][:, None, None, :]  # [m, 1, 1, 2]
+            if p.absgrad is not None:
+                means2d = TrackedMeans.apply(p.means2d[m], p.absgrad, p.rows[m])
+            args = (means2d, p.conics[m], p.opacities[m], features[m], tx, ty)
             row.append(composite_tile(*args) if keep else checkpoint(composite_tile, *args, use_reentrant=False))
         rows.append(torch.cat(row, dim=1))
     image = torch.cat(rows, dim=0)[:height, :width]
@@ -138,12 +145,29 @@ def tile_members(p: Projection, across: int, down: int) -> tuple[Tensor, Tensor]
     return tile, member[order]
 
 
+class TrackedMeans(torch.autograd.Function):
+    """means2d [m, 2] -> [m, TILE, TILE, 2], one copy for each pixel, whose gradients are also added up as absolute values."""
+
+    @staticmethod
+    def forward(ctx, means2d: Tensor, absgrad: Tensor, rows: Tensor) -> Tensor:
+        ctx.absgrad, ctx.rows = absgrad, rows
+        return means2d[:, None, None, :].expand(-1, TILE, TILE, -1)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        ctx.absgrad.index_add_(0, ctx.rows, gradient.abs().sum((1, 2)))
+        return gradient.sum((1, 2)), None, None
+
+
 def composite_tile(means2d: Tensor, conics: Tensor, opacities: Tensor, features: Tensor, tx: int, ty: int) -> Tensor:
-    """m Gaussians, nearest first -> [TILE, TILE, F] weighted sums of `features` [m, F] at the tile's pixel centres."""
+    """m Gaussians, nearest first -> [TILE, TILE, F] weighted sums of `features` [m, F] at the tile's pixel centres.
+
+    `means2d` is [m, 1 or TILE, 1 or TILE, 2].
+    """
     step = torch.arange(TILE, dtype=means2d.dtype, device=means2d.device) + 0.5
     x, y = step + tx * TILE, step + ty * TILE
-    dx = (means2d[:, 0, None] - x)[:, None, :]  # [m, 1, TILE]
-    dy = (means2d[:, 1, None] - y)[:, :, None]  # [m, TILE, 1]
+    dx = means2d[..., 0] - x  # [m, 1 or TILE, TILE]
+    dy = means2d[..., 1] - y[:, None]  # [m, TILE, 1 or TILE]
     a, b, c = (conics[:, k, None, None] for k in range(3))
     sigma = 0.5 * (a * dx * dx + c * dy * dy) + b * dx * dy  # [m, TILE, TILE]
     alpha = (opacities[:, None, None] * torch.exp(-sigma)).clamp_max(ALPHA_MAX)

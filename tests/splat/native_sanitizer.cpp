@@ -69,11 +69,11 @@ void run(uint64_t seed, int64_t n, int width, int height, int cameras, int degre
     if (splatsmith_forward(&scene, &lens, &images, &frame) != 0) std::abort();
 
     auto v_rgb = filled(rgb.size(), 1), v_alpha = filled(alpha.size(), -1), v_depth = filled(depth.size(), 0.5f);
-    auto v_means = means, v_quats = quats, v_scales = scales, v_logits = logits, v_sh = sh, v_means2d = means2d, v_poses = poses;
+    auto v_means = means, v_quats = quats, v_scales = scales, v_logits = logits, v_sh = sh, v_means2d = means2d, v_absolute = means2d, v_poses = poses;
     auto v_background = background;
     Upstream upstream{v_rgb.data(), v_alpha.data(), seed % 3 ? v_depth.data() : nullptr};
-    Gradients out{v_means.data(), v_quats.data(), v_scales.data(), v_logits.data(), v_sh.data(), v_means2d.data(), v_poses.data(),
-                  v_background.data()};
+    Gradients out{v_means.data(), v_quats.data(), v_scales.data(), v_logits.data(), v_sh.data(), v_means2d.data(),
+                  seed % 2 ? v_absolute.data() : nullptr, v_poses.data(), v_background.data()};
     if (splatsmith_backward(frame, &scene, &lens, &images, &upstream, &out) != 0) std::abort();
     splatsmith_release(frame);
 

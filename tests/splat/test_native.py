@@ -38,6 +38,7 @@ def outputs_and_gradients(backend, splats, cameras, options, dtype=torch.float32
     loss.backward()
     gradients = {name: getattr(splats, name).grad for name in FIELDS}
     gradients |= {"pose": pose.grad[:, :3], "background": background.grad, "means2d": out.means2d_probe.grad}
+    gradients["absolute means2d"] = out.means2d_probe.absgrad
     return out, gradients
 
 

@@ -289,6 +289,20 @@ class TestGradients:
             assert float(drawn.means2d_probe.grad[0, 0, axis]) == pytest.approx(expected, rel=1e-5)
             assert abs(expected) > 1e-3
 
+    def test_absolute_probe_gradient_adds_up_every_pixels_share(self):
+        splats, cameras, _ = self.scene()
+        weight = torch.randn(self.HEIGHT, self.WIDTH, 3, generator=torch.Generator().manual_seed(0), dtype=F64)
+        drawn = draw(splats[:3], cameras[:1], track_means2d=True)
+        (drawn.rgb[0] * weight).sum().backward()
+        expected = torch.zeros(1, 3, 2, dtype=F64)
+        for y in range(self.HEIGHT):
+            for x in range(self.WIDTH):
+                one = draw(splats[:3], cameras[:1], track_means2d=True)
+                (one.rgb[0, y, x] * weight[y, x]).sum().backward()
+                expected += one.means2d_probe.grad.abs()
+        torch.testing.assert_close(drawn.means2d_probe.absgrad, expected)
+        assert bool((expected > 1.2 * drawn.means2d_probe.grad.abs()).any())
+
     def test_probe_rows_follow_the_splats(self):
         """Gaussians outside the picture get zero, whatever their place in the rows."""
         splats = random_splats(20)

@@ -112,7 +112,7 @@ EXPORT int32_t splatsmith_backward(void* frame, const Scene* scene, const Lens* 
             Upstream up{upstream->rgb ? upstream->rgb + 3 * c * pixels : nullptr, upstream->alpha ? upstream->alpha + c * pixels : nullptr,
                         upstream->depth ? upstream->depth + c * pixels : nullptr};
             blend_backward(view, lens->threads, state, work.scratch, images->rgb + 3 * c * pixels, images->alpha + c * pixels,
-                           images->depth + c * pixels, up, out->background ? out->background + 3 * c : nullptr);
+                           images->depth + c * pixels, up, out->means2d_abs != nullptr, out->background ? out->background + 3 * c : nullptr);
             project_backward(*scene, view, lens->threads, state, work.scratch, *out, c);
         }
         return (int)OK;

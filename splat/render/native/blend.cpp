@@ -178,9 +178,10 @@ void load_upstream(const View& view, const Window& window, const float* rgb, con
     if (v_background) v_background[0] = total_r, v_background[1] = total_g, v_background[2] = total_b;
 }
 
-template <bool with_depth>
+template <bool with_depth, bool with_abs>
 void blend_tile_backward(const View& view, const CameraState& state, const Offsets& offsets, int64_t tile, Pixels& pixels,
                          float* slots) {
+    constexpr int count = with_abs ? SUMS_WITH_ABS : SUMS;
     Window window(view, tile);
     V T[BLOCKS];
     start(window, T);
@@ -190,17 +191,17 @@ void blend_tile_backward(const View& view, const CameraState& state, const Offse
         if (e % CHECK_EVERY == 0 && !(open = open_blocks(T))) break;
         if (e + 6 < end) {
             __builtin_prefetch(&state.records[state.entries[e + 6].rank]);
-            __builtin_prefetch(slots + 10 * size_t(state.entries[e + 6].slot), 1);
+            __builtin_prefetch(slots + count * size_t(state.entries[e + 6].slot), 1);
         }
         const Entry& entry = state.entries[e];
-        float* slot = slots + 10 * size_t(entry.slot);
+        float* slot = slots + count * size_t(entry.slot);
         Bits blocks = entry.blocks & open;
         const Record& g = state.records[entry.rank];
         V left = splat(window.x0 - g.x), top = splat(window.y0 - g.y);
         V red = splat(g.r), green = splat(g.g), blue = splat(g.b), z = splat(g.z);
-        V sums[10] = {};
+        V sums[count] = {};
         if (!blocks) {
-            std::memset(slot, 0, 10 * sizeof(float));
+            std::memset(slot, 0, count * sizeof(float));
             continue;
         }
         // One block after the other is a long chain of operations: the next block's alpha is begun before this one's sums.
@@ -227,6 +228,10 @@ void blend_tile_backward(const View& view, const CameraState& state, const Offse
             sums[7] = fma(step.weight, pixels.g[b], sums[7]);
             sums[8] = fma(step.weight, pixels.b[b], sums[8]);
             if (with_depth) sums[9] = fma(step.weight, pixels.z[b], sums[9]);
+            if (with_abs) {
+                sums[10] += abs(fma(vx, splat(2 * g.xx), vy * g.xy));
+                sums[11] += abs(fma(vy, splat(2 * g.yy), vx * g.xy));
+            }
         };
         int b = lowest(blocks);
         V dx = offsets.x[b % COLUMNS] + left, dy = offsets.y[b / COLUMNS] + top;
@@ -239,9 +244,9 @@ void blend_tile_backward(const View& view, const CameraState& state, const Offse
             b = next, dx = next_dx, dy = next_dy, power = next_power, alpha = next_alpha;
         }
         apply(b, dx, dy, power, alpha);
-        sums10(sums, slot);
+        sums_of<count>(sums, slot);
     }
-    for (; e < end; ++e) std::memset(slots + 10 * size_t(state.entries[e].slot), 0, 10 * sizeof(float));
+    for (; e < end; ++e) std::memset(slots + count * size_t(state.entries[e].slot), 0, count * sizeof(float));
 }
 
 const Offsets& offsets() {
@@ -258,19 +263,19 @@ void blend(const View& view, int threads, const CameraState& state, const float*
 }
 
 void blend_backward(const View& view, int threads, const CameraState& state, Scratch& scratch, const float* rgb, const float* alpha,
-                    const float* depth, const Upstream& upstream, float* v_background) {
+                    const float* depth, const Upstream& upstream, bool with_abs, float* v_background) {
     const Offsets& table = offsets();
     int64_t tiles = int64_t(view.tiles_x) * view.tiles_y;
-    float* slots = scratch.slots.reserve(size_t(state.pair_count) * 10);
+    float* slots = scratch.slots.reserve(size_t(state.pair_count) * (with_abs ? SUMS_WITH_ABS : SUMS));
+    auto backward = upstream.depth ? with_abs ? blend_tile_backward<true, true> : blend_tile_backward<true, false>
+                    : with_abs     ? blend_tile_backward<false, true>
+                                   : blend_tile_backward<false, false>;
     if (v_background) scratch.partial.reserve(3 * tiles);
     parallel(threads, tiles, [&](int64_t tile) {
         Pixels pixels;
         load_upstream(view, Window(view, tile), rgb, alpha, depth, upstream, pixels,
                       v_background ? scratch.partial.data() + 3 * tile : nullptr);
-        if (upstream.depth)
-            blend_tile_backward<true>(view, state, table, tile, pixels, slots);
-        else
-            blend_tile_backward<false>(view, state, table, tile, pixels, slots);
+        backward(view, state, table, tile, pixels, slots);
     });
     if (v_background) {
         double total[3] = {};

@@ -40,7 +40,7 @@ Images = _structure("Images", rgb=Pointer, alpha=Pointer, depth=Pointer, means2d
 Upstream = _structure("Upstream", rgb=Pointer, alpha=Pointer, depth=Pointer)
 Gradients = _structure(
     "Gradients", means=Pointer, quats=Pointer, log_scales=Pointer, opacity_logits=Pointer, sh=Pointer, means2d=Pointer,
-    cam_from_world=Pointer, background=Pointer,
+    means2d_abs=Pointer, cam_from_world=Pointer, background=Pointer,
 )  # fmt: skip
 L1Ssim = _structure(
     "L1Ssim", image=Pointer, target=Pointer, weight=Pointer, gradient=Pointer, loss=Pointer, batch=ctypes.c_int64,

@@ -107,6 +107,8 @@ void project_backward(const Scene& scene, const View& view, int threads, const C
     const int used_terms = (scene.degree + 1) * (scene.degree + 1);
     const bool first_camera = camera == 0;
     float* v_means2d = out.means2d ? out.means2d + 2 * n * camera : nullptr;
+    float* v_means2d_abs = out.means2d_abs ? out.means2d_abs + 2 * n * camera : nullptr;
+    const size_t width = v_means2d_abs ? SUMS_WITH_ABS : SUMS;  // of a slot
     const bool pose = out.cam_from_world != nullptr;
     if (pose) scratch.partial.reserve(size_t(chunks) * 15);
 
@@ -128,18 +130,18 @@ void project_backward(const Scene& scene, const View& view, int threads, const C
                 }
             }
             if (v_means2d && !live) std::memset(v_means2d + 2 * i, 0, lanes * 2 * sizeof(float));
+            if (v_means2d_abs && !live) std::memset(v_means2d_abs + 2 * i, 0, lanes * 2 * sizeof(float));
             if (!live) continue;
 
-            // The ten sums over pixels: g, g dx, g dy, g dx^2, g dx dy, g dy^2 with g = dL/d ln(alpha), then r, g, b, z.
-            alignas(64) float sums[10][LANES] = {};
+            alignas(64) float sums[SUMS_WITH_ABS][LANES] = {};
             unsigned negative[3] = {};
             for (int l = 0; l < lanes; ++l) {
                 if (!(live >> l & 1)) continue;
-                const float* slot = scratch.slots.data() + 10 * size_t(state.slots[i + l].first);
-                float total[10] = {};
-                for (uint32_t k = 0; k < state.slots[i + l].count; ++k, slot += 10)
-                    for (int j = 0; j < 10; ++j) total[j] += slot[j];
-                for (int j = 0; j < 10; ++j) sums[j][l] = total[j];
+                const float* slot = scratch.slots.data() + width * size_t(state.slots[i + l].first);
+                float total[SUMS_WITH_ABS] = {};
+                for (uint32_t k = 0; k < state.slots[i + l].count; ++k, slot += width)
+                    for (size_t j = 0; j < width; ++j) total[j] += slot[j];
+                for (int j = 0; j < SUMS_WITH_ABS; ++j) sums[j][l] = total[j];
                 for (int k = 0; k < 3; ++k) negative[k] |= unsigned(state.clamped[i + l] >> k & 1) << l;
             }
             const Mask on = mask_of(live);
@@ -291,6 +293,11 @@ void project_backward(const Scene& scene, const View& view, int threads, const C
                 alignas(64) float vx[LANES], vy[LANES];
                 store(vx, v_mx), store(vy, v_my);
                 for (int l = 0; l < lanes; ++l) v_means2d[2 * (i + l)] = vx[l], v_means2d[2 * (i + l) + 1] = vy[l];
+            }
+            if (v_means2d_abs) {
+                constexpr float ln2 = 0.693147181f;  // the record's conic counts in powers of two
+                for (int l = 0; l < lanes; ++l)
+                    for (int k = 0; k < 2; ++k) v_means2d_abs[2 * (i + l) + k] = ln2 * sums[10 + k][l];
             }
         }
         if (pose) {

@@ -22,7 +22,7 @@ MAX_SIDE = 1 << 15  # pixels
 def rasterise(splats: Splats, cameras: Cameras, options: RenderOptions, probe: Tensor | None) -> tuple[Tensor, ...]:
     """rgb [C, H, W, 3], alpha [C, H, W], depth [C, H, W], means2d [C, N, 2], radii [C, N].
 
-    `probe` [C, N, 2] receives the gradient of means2d. The images are differentiable in splats, poses and background.
+    `probe` [C, N, 2] receives the gradient of means2d, and the attribute `absgrad`. The images are differentiable in splats, poses and background.
     """
     n, c = len(splats), len(cameras)
     if not 0 < cameras.width <= MAX_SIDE or not 0 < cameras.height <= MAX_SIDE:
@@ -81,6 +81,7 @@ class Rasterise(torch.autograd.Function):
         images = Images(*map(address, out))
         check(kernels.splatsmith_forward(scene, lens, images, ctypes.byref(handle)), inputs)
         ctx.frame = Frame(kernels, handle)
+        ctx.probe = probe
         ctx.scene, ctx.lens, ctx.K, ctx.images = scene, lens, K, images
         ctx.save_for_backward(*inputs, cam_from_world, background, *out[:3])
         ctx.mark_non_differentiable(*out[3:])
@@ -101,8 +102,8 @@ class Rasterise(torch.autograd.Function):
         gradients = [torch.empty_like(x) for x in inputs]
         v_pose = torch.empty_like(cam_from_world) if pose_wanted else None
         v_background = torch.empty_like(background) if background_wanted else None
-        v_probe = torch.empty(c, n, 2) if probe_wanted else None
-        out = Gradients(*map(address, (*gradients, v_probe, v_pose, v_background)))
+        v_probe, v_abs = (torch.empty(c, n, 2), torch.empty(c, n, 2)) if probe_wanted else (None, None)
+        out = Gradients(*map(address, (*gradients, v_probe, v_abs, v_pose, v_background)))
         if c == 0:
             for g in gradients:
                 g.zero_()
@@ -110,6 +111,8 @@ class Rasterise(torch.autograd.Function):
             ctx.frame.handle, ctx.scene, lens, ctx.images, Upstream(*map(address, upstream)), out
         )
         check(status, inputs)
+        if probe_wanted:
+            ctx.probe.absgrad = v_abs
         wanted = (g if need else None for g, need in zip(gradients, ctx.needs_input_grad[3:8]))
         return None, None, None, *wanted, v_pose, v_background, v_probe
 

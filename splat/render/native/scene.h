@@ -59,6 +59,7 @@ struct Gradients {
     float* opacity_logits;
     float* sh;
     float* means2d;         // [C, N, 2] or null
+    float* means2d_abs;     // [C, N, 2] or null: sums over pixels of the absolute values of each pixel's share
     float* cam_from_world;  // [C, 4, 4] or null
     float* background;      // [C, 3] or null
 };
@@ -79,6 +80,10 @@ using Bits = uint32_t;
 #else
 using Bits = uint64_t;
 #endif
+
+// What the backward pass adds up over the pixels of a (Gaussian, tile) pair: g, g dx, g dy, g dx^2, g dx dy, g dy^2 with
+// g = dL/d ln(alpha), then r, g, b, z; then the absolute values of g d ln(alpha)/d(x, y).
+constexpr int SUMS = 10, SUMS_WITH_ABS = 12;
 
 constexpr float ALPHA_MAX = 0.999f;
 constexpr float TRANSMITTANCE_MIN = 1e-4f;
@@ -106,7 +111,7 @@ struct Pair {  // a Gaussian touches a tile
 
 struct Entry {  // the same in the tile's list, nearest first
     uint32_t rank;  // of the record
-    uint32_t slot;  // where the backward pass puts this pair's ten sums
+    uint32_t slot;  // where the backward pass puts this pair's sums
     Bits blocks;
 };
 
@@ -146,7 +151,7 @@ struct Scratch {
     Buffer<uint32_t> chunk_counts;  // how many they are
     Buffer<uint32_t> keys, keys_other, order, order_other, counts;
     std::vector<Buffer<Pair>> pairs;
-    Buffer<float> slots;  // [pairs, 10]
+    Buffer<float> slots;  // [pairs, SUMS or SUMS_WITH_ABS]
     Buffer<double> partial;
     size_t bytes() const {
         size_t total = records.bytes() + keys.bytes() * 4 + counts.bytes() + slots.bytes() + partial.bytes();
@@ -166,6 +171,6 @@ void bin_by_depth(const Scene&, const View&, int threads, CameraState&, Scratch&
 // blend.cpp
 void blend(const View&, int threads, const CameraState&, const float* background, float* rgb, float* alpha, float* depth);
 void blend_backward(const View&, int threads, const CameraState&, Scratch&, const float* rgb, const float* alpha, const float* depth,
-                    const Upstream& upstream, float* v_background);
+                    const Upstream& upstream, bool with_abs, float* v_background);
 
 }  // namespace splatsmith

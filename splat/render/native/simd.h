@@ -193,23 +193,24 @@ inline float sum(V v) {
     return x[0];
 }
 
-// Sums over the lanes of ten vectors at once, to out[0..10).
-inline void sums10(const V* v, float* out) {
+// Sums over the lanes of `count` vectors at once, 10 or 12, to out[0..count).
+template <int count>
+inline void sums_of(const V* v, float* out) {
 #if defined(__AVX512F__)
     // Each step halves the lanes that belong to one input and packs two inputs into one register.
     auto quarters = [](V a, V b) -> V {
         return _mm512_shuffle_f32x4(a, b, 0x88) + _mm512_shuffle_f32x4(a, b, 0xdd);  // 2 x 128 bits of a, then of b
     };
     V ab = quarters(v[0], v[1]), cd = quarters(v[2], v[3]), ef = quarters(v[4], v[5]), gh = quarters(v[6], v[7]);
-    V ij = quarters(v[8], v[9]);
-    V abcd = quarters(ab, cd), efgh = quarters(ef, gh), ij__ = quarters(ij, ij);
+    V ij = quarters(v[8], v[9]), kl = count > 10 ? quarters(v[10], v[11]) : ij;
+    V abcd = quarters(ab, cd), efgh = quarters(ef, gh), ijkl = quarters(ij, kl);
     // One 128-bit quarter per input now; the lanes within a quarter remain.
     V low = _mm512_shuffle_ps(abcd, efgh, 0x88) + _mm512_shuffle_ps(abcd, efgh, 0xdd);
-    V rest = _mm512_shuffle_ps(ij__, ij__, 0x88) + _mm512_shuffle_ps(ij__, ij__, 0xdd);
+    V rest = _mm512_shuffle_ps(ijkl, ijkl, 0x88) + _mm512_shuffle_ps(ijkl, ijkl, 0xdd);
     V all = _mm512_shuffle_ps(low, rest, 0x88) + _mm512_shuffle_ps(low, rest, 0xdd);
-    // Quarter q holds: input q, input 4 + q, input 8 + (q & 1), again.
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 0, 0, 0, 0, 0, 0);
-    _mm512_mask_storeu_ps(out, 0x3ff, _mm512_permutexvar_ps(order, all));
+    // Quarter q holds: input q, input 4 + q, input 8 + q, again.
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 0, 0, 0, 0);
+    _mm512_mask_storeu_ps(out, (1u << count) - 1, _mm512_permutexvar_ps(order, all));
 #elif defined(__AVX2__)
     auto halves = [](V a, V b) -> __m256 {
         return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
@@ -218,13 +219,14 @@ inline void sums10(const V* v, float* out) {
     __m256 x = _mm256_hadd_ps(_mm256_hadd_ps(halves(v[0], v[4]), halves(v[1], v[5])),
                               _mm256_hadd_ps(halves(v[2], v[6]), halves(v[3], v[7])));
     _mm256_storeu_ps(out, x);
-    __m256 y = halves(v[8], v[9]);
-    y = _mm256_hadd_ps(y, y);
-    y = _mm256_hadd_ps(y, y);
-    out[8] = _mm256_cvtss_f32(y);
-    out[9] = _mm_cvtss_f32(_mm256_extractf128_ps(y, 1));
+    __m256 y = halves(v[8], v[9]), z = count > 10 ? halves(v[10], v[11]) : y;
+    y = _mm256_hadd_ps(y, z);
+    y = _mm256_hadd_ps(y, y);  // lanes: 8, 10, 8, 10 | 9, 11, 9, 11
+    __m128 even = _mm256_castps256_ps128(y), odd = _mm256_extractf128_ps(y, 1);
+    out[8] = _mm_cvtss_f32(even), out[9] = _mm_cvtss_f32(odd);
+    if (count > 10) out[10] = _mm_cvtss_f32(_mm_movehdup_ps(even)), out[11] = _mm_cvtss_f32(_mm_movehdup_ps(odd));
 #else
-    for (int i = 0; i < 10; ++i) out[i] = sum(v[i]);
+    for (int i = 0; i < count; ++i) out[i] = sum(v[i]);
 #endif
 }
 
