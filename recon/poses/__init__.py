@@ -39,7 +39,7 @@ class PoseConfig:
     only_masks: bool = False  # match inside the masks only (an object turned in front of a fixed background)
     exhaustive_up_to: int = 20  # photos; above it only promising pairs are matched
     neighbours: int = 6  # promising partners per photo above that
-    max_seconds: float = 240.0  # a solver is stopped after this, and no second round begins; what is placed by then counts
+    max_cpu_seconds: float = 600.0  # a step of the solver that takes more is ended; 40 photos take a tenth of it
     seed: int = 0  # of every random choice
     device: str = "cpu"  # of the feature networks
 

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 UNKNOWN_FOCAL = 1.2  # x long side: between a phone's main lens (0.75) and a portrait lens, and COLMAP's own guess
 WEAKEST = 15  # verified matches that a pair needs to count
 CLEAR = 0.85  # share of verified matches that a solution explains when there is nothing to doubt; false ones stay below 0.83
-GRACE = 10.0  # seconds beyond the cap, which the mappers know themselves, before they are ended
+PATIENCE = 10.0  # wall seconds granted per CPU-second of the limit: only a step that hangs meets this end
 HOPELESS = 0.03  # share of mutual nearest neighbours under which LighterGlue found nothing in 25 of 25 pairs
 WELL_ANCHORED = 40  # points seen by three photos that leave no doubt where a photo stood
 
@@ -105,8 +105,7 @@ def solve(photos: Sequence[Photo], config: PoseConfig) -> Solver:
         attempts += [
             Attempt(kinds, dict(features), problem, verified, s, judge(problem, verified, s, names)) for s in solutions
         ]
-        late = time.monotonic() - started > config.max_seconds
-        if any(attempt.clear for attempt in attempts) or (attempts and late):
+        if any(attempt.clear for attempt in attempts):
             break
     if not attempts:
         check_texture(names, problem)
@@ -213,7 +212,7 @@ def pose_problem(
         refine_distortion=linked >= 7,
         exact=False,
         seed=config.seed,
-        max_seconds=config.max_seconds,
+        max_cpu_seconds=config.max_cpu_seconds,
     )
 
 
@@ -230,8 +229,7 @@ def map_problem(
         yield from run_steps(folder, ("verify",), config)
         if not (folder / "verify.npz").exists():
             raise StoppedLate(
-                f"The photo pairs could not be verified within {config.max_seconds:.0f} s; "
-                "close other programs, or use fewer photos."
+                f"The photo pairs could not be verified within {config.max_cpu_seconds:.0f} s of computing; use fewer photos."
             )
         verified = Verified.read(folder / "verify.npz")
         verified = verified if repeats is None else replace(verified, second=repeats)
@@ -257,14 +255,14 @@ def run_steps(folder: Path, steps: Sequence[str], config: PoseConfig) -> Generat
     running = {
         step: subprocess.Popen(
             [sys.executable, "-P", str(script), str(folder), step],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # never written to: it closes when this process dies, and the step ends then
             stdout=logs[step],
             stderr=subprocess.STDOUT,
             env={**os.environ, **single},
         )
         for step in steps
     }
-    deadline = time.monotonic() + config.max_seconds + GRACE
+    deadline = time.monotonic() + config.max_cpu_seconds * PATIENCE
     try:
         while any(process.poll() is None for process in running.values()) and time.monotonic() < deadline:
             yield Progress("poses", 0, 1, f"Solving ({', '.join(s for s, p in running.items() if p.poll() is None)})")
@@ -274,6 +272,7 @@ def run_steps(folder: Path, steps: Sequence[str], config: PoseConfig) -> Generat
             if process.poll() is None:
                 process.kill()
             process.wait()
+            process.stdin.close()
             logs[step].close()
     for step, process in running.items():
         if process.returncode != 0:

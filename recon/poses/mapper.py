@@ -2,13 +2,16 @@
 
 Reads `problem.npz` of FOLDER, keeps `database.db` there and writes `STEP.npz`. A crash in
 native code, or a solver that does not end, costs this process and not the job. Imports no part of the project and no torch.
-Everything runs on one thread with a fixed seed, so the same problem gives the same cameras bit for bit.
+Everything runs on one thread with a fixed seed, and the limit is in CPU-seconds, so the same problem gives the same cameras bit
+for bit, on a busy machine too. Standard input is a pipe that the parent holds open; when it closes, this process ends.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
+import threading
 import zlib  # noqa: F401  must be loaded before pycolmap, whose own copy corrupts the heap otherwise
 from functools import partial
 from pathlib import Path
@@ -21,6 +24,7 @@ def main(folder: Path, step: str) -> None:
     pycolmap.logging.minloglevel = 3
     problem = np.load(folder / "problem.npz")
     pycolmap.set_random_seed(int(problem["seed"]))
+    limit_cpu(float(problem["max_cpu_seconds"]))
     steps = {
         "verify": verify,
         "incremental": partial(map_incrementally, weakest=15),
@@ -28,6 +32,23 @@ def main(folder: Path, step: str) -> None:
         "global": partial(map_globally, weakest=30),
     }
     np.savez(folder / f"{step}.npz", **steps[step](folder, problem))
+
+
+def limit_cpu(seconds: float) -> None:
+    """The system ends this process after so many CPU-seconds, with SIGXCPU."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows: the parent's patience is the only limit
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_CPU)
+    soft = max(1, round(seconds))
+    resource.setrlimit(resource.RLIMIT_CPU, (soft if most == resource.RLIM_INFINITY else min(soft, most), most))
+
+
+def end_with_parent() -> None:
+    """Returns never: a parent that dies, by SIGKILL too, closes the pipe, and this process must not outlive it."""
+    sys.stdin.buffer.read()
+    os._exit(1)
 
 
 def cameras_of(problem: np.lib.npyio.NpzFile) -> list[pycolmap.Camera]:
@@ -126,7 +147,6 @@ def map_incrementally(folder: Path, problem: np.lib.npyio.NpzFile, weakest: int)
             extract_colors=False,
             ba_refine_focal_length=bool(problem["refine_focal"]),
             ba_refine_extra_params=bool(problem["refine_distortion"]),
-            max_runtime_seconds=int(problem["max_seconds"]),
         )
         options.mapper.init_min_num_inliers = inliers
         options.mapper.init_min_tri_angle = angle
@@ -186,4 +206,5 @@ def as_arrays(model: pycolmap.Reconstruction | None) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
+    threading.Thread(target=end_with_parent, daemon=True).start()
     main(Path(sys.argv[1]), sys.argv[2])

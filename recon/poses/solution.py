@@ -31,7 +31,7 @@ class Problem:
         bool  # keypoints are exact to half a pixel: what a pair's geometry leaves over tells of repeated content, not of noise
     )
     seed: int
-    max_seconds: float
+    max_cpu_seconds: float  # of each step of the solver
 
     def write(self, path: Path) -> None:
         np.savez(
@@ -47,7 +47,7 @@ class Problem:
             refine_distortion=self.refine_distortion,
             exact=self.exact,
             seed=self.seed,
-            max_seconds=self.max_seconds,
+            max_cpu_seconds=self.max_cpu_seconds,
         )
 
 

@@ -52,7 +52,7 @@ def scene():
         refine_distortion=True,
         exact=True,
         seed=0,
-        max_seconds=10.0,
+        max_cpu_seconds=10.0,
     )
     count = len(pairs)
     verified = Verified(("CALIBRATED",) * count, matches, np.zeros((count, 3, 4)), np.zeros(count), np.zeros(count, np.int64))
