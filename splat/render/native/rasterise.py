@@ -22,7 +22,8 @@ MAX_SIDE = 1 << 15  # pixels
 def rasterise(splats: Splats, cameras: Cameras, options: RenderOptions, probe: Tensor | None) -> tuple[Tensor, ...]:
     """rgb [C, H, W, 3], alpha [C, H, W], depth [C, H, W], means2d [C, N, 2], radii [C, N].
 
-    `probe` [C, N, 2] receives the gradient of means2d, and the attribute `absgrad`. The images are differentiable in splats, poses and background.
+    `probe` [C, N, 2] receives the gradient of means2d, and the attribute `absgrad`. The images are differentiable in splats,
+    poses and background.
     """
     n, c = len(splats), len(cameras)
     if not 0 < cameras.width <= MAX_SIDE or not 0 < cameras.height <= MAX_SIDE:
