@@ -63,6 +63,8 @@ class Photos(Job):
     """auto solves camera poses; or a transforms.json, or a COLMAP model folder."""
     holdout: int = 0
     """Keep every n-th photo out of the fit, to measure quality on it; 0 fits all."""
+    intrinsics: Literal["shared", "per-photo"] = "shared"
+    """shared: one lens for all photos of a size; per-photo: the zoom changed between photos."""
     masks: str | None = None
     """Folder of masks named like the photos (white is subject), or auto to cut the subject out."""
     max_side: int | None = None

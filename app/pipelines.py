@@ -318,7 +318,7 @@ def _reconstruct_config(plan: Plan) -> Any:
     options = plan.options
     return ReconstructConfig(
         poses_from=None if options.poses == "auto" else Path(options.poses),
-        poses=PoseConfig(seed=options.seed, device=plan.place.device),
+        poses=PoseConfig(seed=options.seed, device=plan.place.device, intrinsics=options.intrinsics),
         prior=PlaneSweepConfig(patches=PatchMatchConfig(seed=options.seed)),
         initialise=InitialConfig(seed=options.seed),
         holdout=options.holdout,

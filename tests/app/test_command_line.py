@@ -46,12 +46,12 @@ def test_photos_takes_the_documented_options():
     options = parsed(
         *"photos a b.jpg --out R --poses t.json --holdout 8 --masks auto --max-side 300 --real-size 0.2 --colmap-out".split(),
         *"--preset draft --device cpu --threads 2 --seed 7 --memory-budget 2GB --resume --overwrite --quiet --json".split(),
-        *"--background black --compact".split(),
+        *"--background black --compact --intrinsics per-photo".split(),
     )
     assert options == commands.Photos(
         inputs=(Path("a"), Path("b.jpg")), out=Path("R"), poses="t.json", holdout=8, masks="auto", max_side=300, real_size=0.2,
         colmap_out=True, preset="draft", device="cpu", threads=2, seed=7, memory_budget="2GB", resume=True, overwrite=True,
-        quiet=True, json=True, background="black", compact=True,
+        quiet=True, json=True, background="black", compact=True, intrinsics="per-photo",
     )  # fmt: skip
 
 
