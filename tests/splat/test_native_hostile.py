@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -329,3 +330,18 @@ def test_processes_that_start_together_compile_once(tmp_path):
     paths = {job.communicate(timeout=120)[0].strip() for job in jobs}
     assert len(paths) == 1 and library.open_library(Path(paths.pop())).splatsmith_lanes() == 4
     assert log.read_text() == "run\n"
+
+
+def test_the_lock_waits_on_windows_too(monkeypatch, tmp_path):
+    """There, a lock that is taken raises after ten seconds; waiting goes on."""
+    calls = []
+
+    def locking(_file, mode, count):
+        calls.append((mode, count))
+        if len(calls) < 3:
+            raise OSError("resource deadlock avoided")
+
+    monkeypatch.setitem(sys.modules, "msvcrt", types.SimpleNamespace(LK_LOCK=1, locking=locking))
+    monkeypatch.setattr(sys, "platform", "win32")
+    with build.locked(tmp_path / "lock"):
+        assert calls == [(1, 1)] * 3

@@ -1,12 +1,12 @@
 """Compiling the kernels: once per source, flags and compiler, into the user's cache.
 
 `python splat/render/native/build.py FOLDER` compiles every variant of this machine's architecture into FOLDER, with the
-standard library alone; put into a wheel as `prebuilt/` beside this file, they make a compiler unnecessary.
+standard library alone. setup.py puts them into the wheel as `prebuilt/` beside this file; then no compiler is needed.
 """
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import functools
 import hashlib
 import os
@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -90,21 +91,28 @@ def library_name(variant: str, flags: tuple[str, ...]) -> str:
 
 
 def _unavailable(reason: str) -> Exception:
-    from splat.errors import BackendUnavailable  # not at the top: a wheel is built where torch is not installed
-
+    try:
+        from splat.errors import BackendUnavailable
+    except ImportError:  # a wheel is built where torch, which the package imports, is not installed
+        return RuntimeError(reason)
     return BackendUnavailable(reason)
+
+
+def compiler() -> str | None:
+    """Path of a C++ compiler: what CXX names, else the first of the usual ones."""
+    names = (os.environ.get("CXX"), "g++", "clang++", "c++")
+    return next((path for name in names if name and (path := shutil.which(name))), None)
 
 
 def find_compiler() -> str:
     """Path of a C++ compiler. Raises `BackendUnavailable` with the remedy."""
-    for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
-        path = name and shutil.which(name)
-        if path:
-            return path
-    raise _unavailable(
-        "no C++ compiler found, so the fast CPU renderer cannot be built; install g++ or clang++ "
-        "(Debian/Ubuntu: apt install g++, macOS: xcode-select --install) or point CXX at one."
-    )
+    path = compiler()
+    if path is None:
+        raise _unavailable(
+            "no C++ compiler found, so the fast CPU renderer cannot be built; install g++ or clang++ "
+            "(Debian/Ubuntu: apt install g++, macOS: xcode-select --install) or point CXX at one."
+        )
+    return path
 
 
 def library_path(variant: str, extra_flags: tuple[str, ...] = ()) -> Path:
@@ -117,30 +125,48 @@ def library_path(variant: str, extra_flags: tuple[str, ...] = ()) -> Path:
     name = library_name(variant, flags)
     if (PREBUILT / name).is_file():
         return PREBUILT / name
-    compiler = find_compiler()
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
-    stamp = hashlib.sha256(compiler.encode() + version).hexdigest()[:8]
+    program = find_compiler()
+    version = subprocess.run([program, "--version"], capture_output=True, check=False).stdout
+    stamp = hashlib.sha256(program.encode() + version).hexdigest()[:8]
     folder = cache_folder()
     target = folder / name.replace(".so", f"-{stamp}.so")
     if target.is_file():
         return target
-    with open(folder / f"{target.name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder / f"{target.name}.lock"):
         if not target.is_file():
-            compile_to(target, compiler, flags)
+            compile_to(target, program, flags)
     return target
 
 
-def compile_to(target: Path, compiler: str, flags: tuple[str, ...]) -> None:
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path` against other processes; the system lets go of it when this process dies."""
+    with open(path, "a+b") as file:
+        if sys.platform == "win32":
+            import msvcrt
+
+            file.seek(0)
+            while True:
+                with contextlib.suppress(OSError):  # it tries for ten seconds, then raises
+                    msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+                    break
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield  # closing the file unlocks
+
+
+def compile_to(target: Path, program: str, flags: tuple[str, ...]) -> None:
     """Compile the sources to `target`, which appears only when it is complete."""
     handle, temporary = tempfile.mkstemp(suffix=".so", dir=target.parent)
     os.close(handle)
     try:
-        command = [compiler, *flags, *(str(s) for s in sources() if s.suffix == ".cpp"), "-o", temporary]
+        command = [program, *flags, *(str(s) for s in sources() if s.suffix == ".cpp"), "-o", temporary]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
-            raise _unavailable(f"{compiler} could not build the fast CPU renderer: {' '.join(errors[:1])}")
+            raise _unavailable(f"{program} could not build the fast CPU renderer: {' '.join(errors[:1])}")
         os.chmod(temporary, 0o755)
         os.replace(temporary, target)
     finally:
@@ -148,14 +174,17 @@ def compile_to(target: Path, compiler: str, flags: tuple[str, ...]) -> None:
             os.unlink(temporary)
 
 
-def main(folder: Path) -> None:
+def compile_all(folder: Path) -> None:
+    """Every variant of this architecture into `folder`, for a wheel: not tied to this machine's C++ runtime library."""
     folder.mkdir(parents=True, exist_ok=True)
+    program = find_compiler()
+    runtime_inside = ("-static-libstdc++", "-static-libgcc") if sys.platform == "linux" else ()
     for variant, machine_flags in VARIANTS.items():
         if machine_flags and platform.machine() not in ("x86_64", "AMD64"):
             continue
         flags = (*FLAGS, *machine_flags)
-        compile_to(folder / library_name(variant, flags), find_compiler(), flags)
+        compile_to(folder / library_name(variant, flags), program, (*flags, *runtime_inside))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    compile_all(Path(sys.argv[1]))

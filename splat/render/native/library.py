@@ -5,8 +5,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
-import math
-import os
 from pathlib import Path
 
 import torch
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from splat.errors import BackendUnavailable
 from splat.render.native import build
+from splat.render.native.cores import usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -88,20 +87,8 @@ def available() -> bool:
     return True
 
 
-@functools.cache
-def usable_cores() -> int:
-    """Cores that this process may use: its affinity, and its control group's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, math.ceil(int(quota) / int(period)))
-    except (OSError, ValueError):
-        pass
-    return max(cores, 1)
-
-
 def thread_count(wanted: int | None) -> int:
+    """`wanted`, at least 1; by default torch's number of threads, but no more than the usable cores."""
     return min(usable_cores(), torch.get_num_threads()) if wanted is None else max(int(wanted), 1)
 
 
