@@ -225,7 +225,7 @@ def _verdict(doctor: Doctor, chosen: list[str]) -> str:
             try:
                 next(examination)
             except StopIteration as end:
-                return "```\n" + end.value.text + "\n```"
+                return end.value.text.replace("\n", "  \n")  # two spaces: Markdown keeps the line break
     except SplatsmithError as error:
         raise gr.Error(str(error), duration=None, print_exception=False) from error
 

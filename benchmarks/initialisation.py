@@ -25,11 +25,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: a spinning 
 import torch
 
 from recon.complete import complete
-from recon.fuse import FuseConfig, fuse
+from recon.fuse import FuseConfig, clean_depths, fuse
 from recon.initialise import InitialConfig, choose_points, initial_splats, nearest_spacing, random_splats, viewing_bound
 from recon.photos import Photo, PhotoConfig, composited, read_photos
 from recon.poses import PoseConfig, Poses, solve_poses, undistort
 from recon.poses.from_file import load_poses, photos_of_transforms
+from recon.priors import DepthMap
 from recon.priors.plane_sweep import PlaneSweepConfig, estimate_depths
 from splat.gaussians import Splats
 from splat.metrics import psnr, ssim
@@ -48,6 +49,7 @@ def main() -> None:
     train, test, sparse = load(args)
     before = time.process_time()
     maps = result_of(estimate_depths(train, sparse if len(sparse) else None, PlaneSweepConfig()))
+    maps = clean_depths(train, maps, FuseConfig())
     dense = fuse(train, maps, FuseConfig())
     stereo = time.process_time() - before
     photos = sum(len(v) for v in train)
@@ -61,7 +63,7 @@ def main() -> None:
             print(f"{start:8} given poses came without points")
             continue
         for seed in args.seeds:
-            rows.append(measured(start, seed, train, test, sparse, dense, args))
+            rows.append(measured(start, seed, train, test, sparse, dense, maps, args))
             r = rows[-1]
             print(
                 f"{start:8} {seed:4} {r['first_psnr']:8.2f} {r['first_ssim']:7.4f} {r['splats_first']:7}->{r['splats']:6} "
@@ -137,7 +139,13 @@ def views_of(photos: list[Photo], poses: Poses, side: int) -> list[Views]:
 
 
 def first_splats(
-    start: str, seed: int, train: list[Views], sparse: PointCloud, dense: PointCloud, args: argparse.Namespace
+    start: str,
+    seed: int,
+    train: list[Views],
+    sparse: PointCloud,
+    dense: PointCloud,
+    maps: list[DepthMap],
+    args: argparse.Namespace,
 ) -> Splats:
     config = InitialConfig(seed=seed)
     if start == "random":
@@ -146,7 +154,7 @@ def first_splats(
     points = choose_points(dense, sparse, start)
     if not args.holes:
         points = dataclasses.replace(points, radius=nearest_spacing(points.xyz)) if points.radius is None else points
-        points = PointCloud.cat([points, complete(train, points)])
+        points = PointCloud.cat([points, complete(train, points, maps)])
     return initial_splats(points, config)
 
 
@@ -157,9 +165,10 @@ def measured(
     test: list[Views],
     sparse: PointCloud,
     dense: PointCloud,
+    maps: list[DepthMap],
     args: argparse.Namespace,
 ) -> dict:
-    initial = first_splats(start, seed, train, sparse, dense, args)
+    initial = first_splats(start, seed, train, sparse, dense, maps, args)
     first = scores(initial, test, args.threads)
     masked = all(v.masks is not None for v in train)
     config = FitConfig(steps=args.steps, max_gaussians=args.max_gaussians, seed=seed, exposure=not masked, threads=args.threads)

@@ -1,7 +1,8 @@
 """Points for what no stereo pair could place: the parts of a photo that would otherwise start as holes.
 
 A hole costs more than a guess: nothing is there for the fit to move, and the background shows through. Each photo's empty
-cells get points on the surface that continues its known depths, at low confidence and as large as the cells are wide.
+cells get points on the surface that continues its own depth map, at low confidence and as large as the cells are wide. A
+guess that would stand between another photo and what that photo sees is moved away along its ray until it does not.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from recon.priors import DepthMap
 from splat.cameras import Cameras
 from splat.points import PointCloud
 from splat.views import Views
@@ -24,36 +26,53 @@ class CompleteConfig:
     cell: int = 8  # px of the fitted photo; a cell without a point is a hole
     max_cells: int = 3000  # in one photo; cells of large photos are larger, as the work grows with the square of their number
     per_cell: int = 2  # new points along each side of an empty cell
-    in_front: float = 0.9  # a guess nearer than this share of another photo's known depth would stand in its way: dropped
+    in_front: float = 0.9  # a guess nearer than this share of another photo's known depth stands in its way
+    farther: float = 1.25  # such a guess is moved to so many times its depth ...
+    moves: int = 6  # ... at most so often; then it is dropped
+    least_pixels: int = 3  # of a depth map, that say how deep a cell is
     confidence: float = 0.05  # of a guess
     min_known: float = 0.02  # share of cells with a depth that a photo needs before it is extrapolated
 
 
-def complete(views: list[Views], cloud: PointCloud, config: CompleteConfig | None = None) -> PointCloud:
+def complete(
+    views: list[Views], cloud: PointCloud, depth_maps: list[DepthMap], config: CompleteConfig | None = None
+) -> PointCloud:
     """The points (possibly none) that fill the holes of `cloud` as `views` see it; same world. Masked views need no filling.
 
-    Photos are filled one after another, each seeing what those before it added, so that guesses do not pile up.
-    Deterministic; not differentiable.
+    `depth_maps`, cleaned, one per placed view in order, say what surfaces to continue. Photos are filled one after another,
+    each seeing what those before it added, so that guesses do not pile up. Deterministic; not differentiable.
     """
     config = config or CompleteConfig()
-    singles = [(v, i) for v in views if v.masks is None for i in range(len(v))]
-    if not singles:
-        return _nothing(cloud)
-    area = max(v.size[0] * v.size[1] for v, _ in singles)
-    config = replace(config, cell=max(config.cell, math.ceil(math.sqrt(area / config.max_cells))))
+    placed = [(v, i) for v in views if v.cameras is not None for i in range(len(v))]
+    assert [v.names[i] for v, i in placed] == [m.name for m in depth_maps], "one depth map per placed view"
+    open_views = [(v, i, m) for (v, i), m in zip(placed, depth_maps) if v.masks is None]
     added = _nothing(cloud)
-    known = [_depth_of_cells(v.cameras[i], cloud.xyz, config.cell) for v, i in singles]
-    for (view, i), own in zip(singles, known):
-        camera = view.cameras[i]
-        seen = torch.minimum(own, _depth_of_cells(camera, added.xyz, config.cell)) if len(added) else own
-        if float(seen.isfinite().float().mean()) < config.min_known or bool(seen.isfinite().all()):
+    if not open_views:
+        return added
+    area = max(v.size[0] * v.size[1] for v, _, _ in open_views)
+    config = replace(config, cell=max(config.cell, math.ceil(math.sqrt(area / config.max_cells))))
+    known = [_median_of_cells(_cells(v.cameras[i], config.cell), m.depth, config.least_pixels) for v, i, m in open_views]
+    seers = [(v.cameras[i], depth) for (v, i, _), depth in zip(open_views, known)]
+    for (view, i, _), own in zip(open_views, known):
+        seen = _nearest_of_cells(view.cameras[i], torch.cat([cloud.xyz, added.xyz]), config.cell)
+        if float(own.isfinite().float().mean()) < config.min_known or bool(seen.isfinite().all()):
             continue
-        guess = _lifted(view, i, _continued(seen), ~seen.isfinite(), config)
-        keep = torch.ones(len(guess), dtype=torch.bool)
-        for (other, j), depths in zip(singles, known):
-            keep &= ~_stands_in_front(other.cameras[j], depths, guess.xyz, config)
-        added = PointCloud.cat([added, guess[keep]])
+        guess = _lifted(view, i, _continued(own), ~seen.isfinite(), config)
+        added = PointCloud.cat([added, _out_of_the_way(guess, view.cameras[i].centers[0], seers, config)])
     return added
+
+
+def _out_of_the_way(guess: PointCloud, eye: Tensor, seers: list[tuple[Cameras, Tensor]], config: CompleteConfig) -> PointCloud:
+    """Guesses of the photo taken at `eye` [3], moved outwards until no other photo looks through them."""
+    xyz, radius = guess.xyz.clone(), guess.radius.clone()
+    wrong = _stand_in_front(xyz, seers, config)
+    for _ in range(config.moves):
+        xyz[wrong] = eye + (xyz[wrong] - eye) * config.farther
+        radius[wrong] *= config.farther
+        still = wrong.clone()
+        still[wrong] = _stand_in_front(xyz[wrong], seers, config)
+        wrong = still
+    return replace(guess, xyz=xyz, radius=radius)[~wrong]
 
 
 def _nothing(cloud: PointCloud) -> PointCloud:
@@ -65,7 +84,25 @@ def _cells(camera: Cameras, cell: int) -> Cameras:
     return camera.resized(max(camera.width // cell, 1), max(camera.height // cell, 1))
 
 
-def _depth_of_cells(camera: Cameras, xyz: Tensor, cell: int) -> Tensor:
+def _median_of_cells(small: Cameras, depth: Tensor, least: int) -> Tensor:
+    """[h, w] median of a depth map's known pixels in each cell of `small`, infinite where there are fewer than `least`."""
+    height, width = depth.shape
+    row = torch.arange(height) * small.height // height
+    column = torch.arange(width) * small.width // width
+    cell = (row[:, None] * small.width + column).flatten()
+    known = depth.flatten() > 0
+    cell, value = cell[known], depth.flatten()[known]
+    by_value = value.argsort()
+    order = by_value[cell[by_value].argsort(stable=True)]  # by cell, then by depth
+    count = torch.bincount(cell, minlength=small.height * small.width)
+    first = count.cumsum(0) - count
+    flat = torch.full((len(count),), torch.inf)
+    enough = count >= least
+    flat[enough] = value[order[first[enough] + count[enough] // 2]]
+    return flat.view(small.height, small.width)
+
+
+def _nearest_of_cells(camera: Cameras, xyz: Tensor, cell: int) -> Tensor:
     """[h, w] depth of the nearest point in each cell, infinite where there is none."""
     small = _cells(camera, cell)
     pixels, depth = (x[0] for x in small.project(xyz))
@@ -123,12 +160,15 @@ def _lifted(view: Views, i: int, depth: Tensor, empty: Tensor, config: CompleteC
     return PointCloud(xyz, colour[y, x], confidence, z / K[0, 0])  # one fine pixel is the footprint
 
 
-def _stands_in_front(camera: Cameras, known: Tensor, xyz: Tensor, config: CompleteConfig) -> Tensor:
-    """[N] whether a point hides what this photo is known to see."""
-    small = _cells(camera, config.cell)
-    pixels, depth = (x[0] for x in small.project(xyz))
-    at = pixels.floor().long()
-    inside = (depth > 0) & (at >= 0).all(-1) & (at[:, 0] < small.width) & (at[:, 1] < small.height)
-    at = torch.where(inside[:, None], at, torch.zeros_like(at))
-    limit = config.in_front * known[at[:, 1], at[:, 0]]
-    return inside & limit.isfinite() & (depth < limit)
+def _stand_in_front(xyz: Tensor, seers: list[tuple[Cameras, Tensor]], config: CompleteConfig) -> Tensor:
+    """[N] whether a point hides what some photo is known to see."""
+    hides = torch.zeros(len(xyz), dtype=torch.bool)
+    for camera, known in seers:
+        small = _cells(camera, config.cell)
+        pixels, depth = (x[0] for x in small.project(xyz))
+        at = pixels.floor().long()
+        inside = (depth > 0) & (at >= 0).all(-1) & (at[:, 0] < small.width) & (at[:, 1] < small.height)
+        at = torch.where(inside[:, None], at, torch.zeros_like(at))
+        limit = config.in_front * known[at[:, 1], at[:, 0]]
+        hides |= inside & limit.isfinite() & (depth < limit)
+    return hides

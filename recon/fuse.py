@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,48 +25,73 @@ class FuseConfig:
     min_confidence: float = 0.3  # pixels below are dropped
     background_factor: float = 1.5  # pixels deeper than this many median depths are background ...
     background_confidence: float = 0.15  # ... and kept from here on: far points match worse
+    # Other maps that must agree with a pixel that no silhouette bounds. Wrong depths of repeated content, such as floor boards,
+    # stand alone; the holes that they leave are filled better than they were.
+    support: int = 1
+    support_from: int = 4  # views; fewer see most pixels only once or twice
     tolerance: float = 0.01  # two depths agree when they differ by less than this share
     max_points: int = 60_000  # more are merged into coarser cells
     merge: float = 1.0  # cell of merging, in footprints; 0 keeps every point
 
 
-def fuse(views: list[Views], depth_maps: list[DepthMap], config: FuseConfig | None = None) -> PointCloud:
-    """One cloud from one depth map per placed view (same order); coloured from the photos, radius = depth / focal.
+def clean_depths(views: list[Views], depth_maps: list[DepthMap], config: FuseConfig | None = None) -> list[DepthMap]:
+    """The maps with depth 0 at every pixel that is not to be believed; one per placed view, same order.
 
-    A pixel becomes a point when it is confident enough, lies inside the silhouettes of all views that have one, and no
-    more confident depth of another view lies behind it. Points in one cell of their footprint's size are merged,
-    weighted by confidence. May be empty. Deterministic; not differentiable.
+    A pixel is believed when it is confident enough, agrees with another map, lies inside the silhouettes of all views that
+    have one, and no more confident depth of another view lies behind it.
     """
     config = config or FuseConfig()
-    posed, images = _posed(views, depth_maps)
+    posed = _posed(views, depth_maps)
+    needed = 0 if len(posed) < config.support_from or any(v.masks is not None for v in views) else config.support
+    return [_cleaned(i, posed, views, needed, config) for i in range(len(posed))]
+
+
+def fuse(views: list[Views], depth_maps: list[DepthMap], config: FuseConfig | None = None) -> PointCloud:
+    """One cloud from one cleaned depth map per placed view (same order); coloured from the photos, radius = depth / focal.
+
+    Points in one cell of their footprint's size are merged, weighted by confidence. May be empty. Deterministic; not
+    differentiable.
+    """
+    config = config or FuseConfig()
+    posed = _posed(views, depth_maps)
     parts = []
-    for i, (own, image) in enumerate(zip(posed, images)):
-        told = agreement(i, posed, config.tolerance)
-        keep = _wanted(own.map, config) & (told.intrusion <= own.map.confidence)
-        xyz = own.points()[keep]
-        inside = _inside_silhouettes(xyz, views)
+    for own, image in zip(posed, _images(views, depth_maps)):
+        keep = own.map.depth > 0
         focal = (own.camera.K[0, 0, 0] * own.camera.K[0, 1, 1]).sqrt()
-        parts.append(
-            PointCloud(xyz, image[keep], own.map.confidence[keep], own.map.depth[keep] / focal)[inside],
-        )
+        parts.append(PointCloud(own.points()[keep], image[keep], own.map.confidence[keep], own.map.depth[keep] / focal))
     cloud = PointCloud.cat(parts)
     log.info("%d points before merging", len(cloud))
     return _merged(cloud, config)
 
 
-def _posed(views: list[Views], depth_maps: list[DepthMap]) -> tuple[list[Posed], list[Tensor]]:
-    """Each map with its camera and its photo at the map's size."""
+def _cleaned(i: int, posed: list[Posed], views: list[Views], needed: int, config: FuseConfig) -> DepthMap:
+    own = posed[i]
+    told = agreement(i, posed, config.tolerance)
+    keep = _wanted(own.map, config) & (told.intrusion <= own.map.confidence) & (told.support >= needed)
+    keep[keep.clone()] = _inside_silhouettes(own.points()[keep], views)
+    return replace(own.map, depth=torch.where(keep, own.map.depth, 0.0))
+
+
+def _posed(views: list[Views], depth_maps: list[DepthMap]) -> list[Posed]:
+    """Each map with the camera of its pixels."""
     placed = [(batch, i) for batch in views if batch.cameras is not None for i in range(len(batch))]
     names = [batch.names[i] for batch, i in placed]
     assert names == [m.name for m in depth_maps], (names, [m.name for m in depth_maps])
-    posed, images = [], []
+    posed = []
     for (batch, i), depth_map in zip(placed, depth_maps):
         height, width = depth_map.depth.shape
-        device = depth_map.depth.device
-        posed.append(Posed(depth_map, batch.cameras[i].to(device).resized(width, height)))
-        chw = batch.images[i].to(device).permute(2, 0, 1)[None]
-        images.append(torch.nn.functional.interpolate(chw, (height, width), mode="area")[0].permute(1, 2, 0))
-    return posed, images
+        posed.append(Posed(depth_map, batch.cameras[i].to(depth_map.depth.device).resized(width, height)))
+    return posed
+
+
+def _images(views: list[Views], depth_maps: list[DepthMap]) -> list[Tensor]:
+    """[H, W, 3] each map's photo at the map's size."""
+    photos = [batch.images[i] for batch in views if batch.cameras is not None for i in range(len(batch))]
+    small = []
+    for photo, depth_map in zip(photos, depth_maps):
+        chw = photo.to(depth_map.depth.device).permute(2, 0, 1)[None]
+        small.append(torch.nn.functional.interpolate(chw, depth_map.depth.shape, mode="area")[0].permute(1, 2, 0))
+    return small
 
 
 def _wanted(depth_map: DepthMap, config: FuseConfig) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recon.align import align_world
 from recon.complete import CompleteConfig, complete
-from recon.fuse import FuseConfig, fuse
+from recon.fuse import FuseConfig, clean_depths, fuse
 from recon.initialise import (
     InitialConfig,
     choose_points,
@@ -115,9 +115,10 @@ def reconstruct(photos: Sequence[Photo], config: ReconstructConfig) -> Generator
     prior = posed_prior(config.prior_method)
     depths = yield from prior(views, sparse if len(sparse) else None, config.prior, config.poses.device)
     depths = [DepthMap(d.name, d.depth.cpu(), d.confidence.cpu()) for d in depths]
+    depths = clean_depths(views, depths, config.fuse)
     dense = fuse(views, depths, config.fuse)
     fallbacks: list[str] = []
-    initial, source = _first_splats(views, dense, sparse, config, fallbacks)
+    initial, source = _first_splats(views, depths, dense, sparse, config, fallbacks)
     yield Progress("initialise", 1, 1, f"{len(initial)} first Gaussians from {source} points")
 
     if config.real_size is not None:
@@ -166,7 +167,12 @@ def _alike(photos: Sequence[Photo], poses: Poses, warnings: list[str]) -> Poses:
 
 
 def _first_splats(
-    views: list[Views], dense: PointCloud, sparse: PointCloud, config: ReconstructConfig, fallbacks: list[str]
+    views: list[Views],
+    depths: list[DepthMap],
+    dense: PointCloud,
+    sparse: PointCloud,
+    config: ReconstructConfig,
+    fallbacks: list[str],
 ) -> tuple[Splats, str]:
     """Splats from the configured points; where these are few, random ones fill the space that the cameras look at."""
     known = len(dense) + len(sparse)
@@ -177,7 +183,7 @@ def _first_splats(
         points = choose_points(dense, sparse, source)
         if points.radius is None:
             points = dataclasses.replace(points, radius=nearest_spacing(points.xyz))
-        points = PointCloud.cat([points, complete(views, points, config.complete)])
+        points = PointCloud.cat([points, complete(views, points, depths, config.complete)])
         return initial_splats(points, config.initialise), source
     fallbacks.append(
         f"The photos gave only {known} points in space; the fit starts from {config.random_points} random Gaussians."

@@ -3,6 +3,7 @@
 import torch
 
 from recon.complete import complete
+from recon.priors import DepthMap
 from splat.cameras import Cameras
 from splat.points import PointCloud
 from splat.views import Views
@@ -19,12 +20,28 @@ def floor_scene(masks=None):
     x, z = torch.meshgrid(grid, grid, indexing="ij")
     xyz = torch.stack([x.flatten(), torch.zeros(10_000), z.flatten()], -1)
     cloud = PointCloud(xyz, torch.rand(10_000, 3), torch.ones(10_000), torch.full((10_000,), 0.01))
-    return [Views(images, ("a", "b"), cameras, masks)], cloud
+    views = [Views(images, ("a", "b"), cameras, masks)]
+    return views, cloud, maps_of(views, cloud)
+
+
+def maps_of(views, cloud):
+    """Depth maps that know the cloud's points and nothing else."""
+    maps = []
+    for c in range(2):
+        depth = torch.full((60 * 80,), torch.inf)
+        camera = views[0].cameras[c].resized(80, 60)
+        pixels, z = camera.project(cloud.xyz)
+        at = pixels[0].floor().long()
+        inside = (z[0] > 0) & (at >= 0).all(-1) & (at[:, 0] < 80) & (at[:, 1] < 60)
+        depth.scatter_reduce_(0, (at[:, 1] * 80 + at[:, 0])[inside], z[0][inside], "amin")
+        depth = torch.where(depth.isfinite(), depth, 0.0).view(60, 80)
+        maps.append(DepthMap(views[0].names[c], depth, (depth > 0).float()))
+    return maps
 
 
 def test_holes_continue_the_floor():
-    views, cloud = floor_scene()
-    added = complete(views, cloud)
+    views, cloud, maps = floor_scene()
+    added = complete(views, cloud, maps)
     assert len(added) > 200
     below_horizon = added.xyz.norm(dim=1) < 2  # far guesses are damped on purpose
     height = added.xyz[below_horizon, 1].abs()
@@ -42,12 +59,12 @@ def test_holes_continue_the_floor():
 
 
 def test_masked_views_and_complete_clouds_need_nothing():
-    views, cloud = floor_scene(masks=torch.ones(2, 120, 160))
-    assert len(complete(views, cloud)) == 0
+    views, cloud, maps = floor_scene(masks=torch.ones(2, 120, 160))
+    assert len(complete(views, cloud, maps)) == 0
 
 
 def test_a_guess_never_hides_what_another_photo_sees():
-    views, cloud = floor_scene()
+    views, cloud, _ = floor_scene()
     # The second photo knows a wall far behind everything in its upper half: guesses must not stand before it.
     camera = views[0].cameras[1]
     x, y = torch.meshgrid(torch.arange(0, 160, 2) + 0.5, torch.arange(0, 60, 2) + 0.5, indexing="ij")
@@ -55,7 +72,8 @@ def test_a_guess_never_hides_what_another_photo_sees():
     back = camera.world_from_cam[0]
     wall = ray @ back[:3, :3].T + back[:3, 3]
     far = PointCloud(wall, torch.rand(len(wall), 3), torch.ones(len(wall)), torch.full((len(wall),), 0.2))
-    added = complete(views, PointCloud.cat([cloud, far]))
+    cloud = PointCloud.cat([cloud, far])
+    added = complete(views, cloud, maps_of(views, cloud))
     pixels, depth = camera.project(added.xyz)
     before_wall = (
         (pixels[0, :, 1] < 56) & (pixels[0, :, 1] > 0) & (pixels[0, :, 0] > 0) & (pixels[0, :, 0] < 160) & (depth[0] > 0)

@@ -7,12 +7,17 @@ import torch
 from stereo_scenes import photographed, plane, sideways, sphere, texture
 
 from recon.consistency import Posed, agreement, unproject
-from recon.fuse import FuseConfig, fuse, merge_cells
+from recon.fuse import FuseConfig, clean_depths, merge_cells
+from recon.fuse import fuse as fuse_cleaned
 from recon.priors import DepthMap
 from splat.cameras import Cameras
 from splat.points import PointCloud
 
-KEEP_ALL = FuseConfig(merge=0)
+KEEP_ALL = FuseConfig(merge=0, support=0)
+
+
+def fuse(views, maps, config=None):
+    return fuse_cleaned(views, clean_depths(views, maps, config), config)
 
 
 def exact_maps(views, depth, confidence=0.9):
@@ -80,6 +85,20 @@ def test_floaters_in_front_of_surer_depth_go():
     surest = replace(maps[1], confidence=torch.ones_like(doubtful))  # surer than what lies behind: stays
     cloud = fuse([views], [maps[0], surest, maps[2]], KEEP_ALL)
     assert int(((cloud.xyz @ normal).abs() > 0.1).sum()) == 100
+
+
+def test_depths_that_stand_alone_go_from_four_views_on():
+    views, depth = photographed(plane([0.0, 0, 0], [0.0, 0.0, 1.0]), sideways(4, size=48))
+    maps = exact_maps(views, depth)
+    alone = maps[1].depth.clone()
+    alone[10:20, 10:20] *= 1.4  # behind the others' surface: in nobody's way
+    maps[1] = replace(maps[1], depth=alone)
+    gone = clean_depths([views], maps)[1].depth == 0
+    assert gone[11:19, 11:19].all() and float(gone.float().mean()) < 0.3  # and the rim that no other view sees
+    kept = clean_depths([views], maps, KEEP_ALL)[1].depth
+    assert (kept > 0).all()
+    three = clean_depths([views[[0, 1, 2]]], maps[:3])[1].depth
+    assert (three > 0).all()
 
 
 def test_low_confidence_is_kept_only_in_the_background():
