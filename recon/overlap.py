@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 SIDE = 640  # pixels; enough to see whether photos overlap
 KEYPOINTS = 768
+MOVED = 0.02  # of the diagonal; below it a pair shows too little motion to judge
+FLAT = 0.75  # share of a pair's matches that one homography explains when the camera only turned, or saw one plane
 LINKED = 25  # verified matches; unrelated photos reach 14 by chance, different objects framed alike 25 in 99 of 100 pairs
 
 
@@ -56,6 +58,19 @@ def compare_all(photos: Sequence[Photo]) -> tuple[list[Features], list[Pair]]:
         if again.shared > pairs[i, j].shared:
             pairs[i, j] = again
     return features, list(pairs.values())
+
+
+def show_depth(first: Photo, second: Photo) -> bool:
+    """Whether two photos see the same things from two places: linked, moved, and no single plane or turn explains the motion.
+
+    False decides nothing: the two may be far apart, or show a wall.
+    """
+    from recon.features import FeatureConfig, extract, match
+
+    config = FeatureConfig(kind="sift", max_side=SIDE, max_keypoints=KEYPOINTS)
+    a, b = (extract(_small(photo.image), config) for photo in (first, second))
+    pair = verified(a, b, match(a, b, config), 0, 1)
+    return pair.linked and pair.motion > MOVED and pair.flat < FLAT
 
 
 def groups(count: int, links: Sequence[tuple[int, int]]) -> list[list[int]]:
@@ -108,11 +123,11 @@ def only_turned(pairs: Sequence[Pair], sizes: Sequence[tuple[int, int]], focals:
     A turn moves pixels by K R K^-1; a plane seen from two places by K (R + t n^T / d) K^-1, whose middle part has unequal
     singular values. `focals` in long sides; where unknown, the focal length that makes the turns most alike is taken.
     """
-    moving = [pair for pair in pairs if pair.linked and pair.motion > 0.02]
+    moving = [pair for pair in pairs if pair.linked and pair.motion > MOVED]
     # Not all: an epipolar geometry always takes a few wrong matches along, more where the overlap is small.
-    if not moving or sum(p.flat * p.shared for p in moving) < 0.75 * sum(p.shared for p in moving):
+    if not moving or sum(p.flat * p.shared for p in moving) < FLAT * sum(p.shared for p in moving):
         return False
-    moving = [pair for pair in moving if pair.flat > 0.75]
+    moving = [pair for pair in moving if pair.flat > FLAT]
     known = [focal for focal in focals if focal]
     trials = [float(np.median(known))] if known else list(np.geomspace(0.6, 3, 17))
     return min(float(np.median([_unlike_turn(pair, sizes, focal) for pair in moving])) for focal in trials) < 1.04

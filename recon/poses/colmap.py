@@ -24,6 +24,7 @@ import torch
 from recon import features as feature_matching
 from recon.features import FeatureConfig, Features, Kind
 from recon.poses import Observations, PoseConfig, Poses, Solver
+from recon.poses.likeness import only_alike, pictures
 from recon.poses.plausibility import FEW_KEYPOINTS, Judgement, check_motion, check_texture, judge
 from recon.poses.solution import NOMINAL_SIDE, Problem, Solution, Verified
 from splat.cameras import Cameras, intrinsics
@@ -91,7 +92,8 @@ def solve(photos: Sequence[Photo], config: PoseConfig) -> Solver:
     matches: dict[Kind, tuple[np.ndarray, ...]] = {}
     attempts: list[Attempt] = []
     pairs: list[tuple[int, int]] = []
-    repeats: np.ndarray | None = None
+    greys: list[np.ndarray] = []
+    repeats: tuple[np.ndarray, ...] | None = None
     for kinds in rounds[config.features]:
         for kind in kinds:
             if kind not in features:
@@ -100,7 +102,8 @@ def solve(photos: Sequence[Photo], config: PoseConfig) -> Solver:
                 matches[kind] = yield from match_all(features[kind], pairs)
         problem = pose_problem(photos, [features[k] for k in kinds], pairs, [matches[k] for k in kinds], config)
         problem = replace(problem, exact=kinds == ("sift",))
-        verified, solutions = yield from map_problem(problem, names, repeats, config)
+        greys = greys or pictures(photos, problem)
+        verified, solutions = yield from map_problem(problem, names, greys, repeats, config)
         repeats = verified.second
         attempts += [
             Attempt(kinds, dict(features), problem, verified, s, judge(problem, verified, s, names)) for s in solutions
@@ -217,11 +220,15 @@ def pose_problem(
 
 
 def map_problem(
-    problem: Problem, names: Sequence[str], repeats: np.ndarray | None, config: PoseConfig
+    problem: Problem,
+    names: Sequence[str],
+    greys: Sequence[np.ndarray],
+    repeats: tuple[np.ndarray, ...] | None,
+    config: PoseConfig,
 ) -> Generator[Progress, None, tuple[Verified, list[Solution]]]:
     """Verify the pairs, run both mappers, and a more cautious one where neither leaves a clear case.
 
-    `repeats` is `Verified.second` of an earlier round whose keypoints were exact.
+    `greys` are the photos' `pictures`; `repeats` is `Verified.second` of an earlier round whose keypoints were exact.
     """
     with tempfile.TemporaryDirectory(prefix="splatsmith-poses-") as name:
         folder = Path(name)
@@ -231,8 +238,9 @@ def map_problem(
             raise StoppedLate(
                 f"The photo pairs could not be verified within {config.max_cpu_seconds:.0f} s of computing; use fewer photos."
             )
-        verified = Verified.read(folder / "verify.npz")
+        verified = only_alike(problem, Verified.read(folder / "verify.npz"), greys)
         verified = verified if repeats is None else replace(verified, second=repeats)
+        np.save(folder / "dropped.npy", problem.pairs[verified.counts == 0])
         check_motion(names, problem, verified)
         if verified.counts.max(initial=0) < WEAKEST:
             return verified, []
@@ -254,7 +262,7 @@ def run_steps(folder: Path, steps: Sequence[str], config: PoseConfig) -> Generat
     logs = {step: (folder / f"{step}.log").open("w") for step in steps}
     running = {
         step: subprocess.Popen(
-            [sys.executable, "-P", str(script), str(folder), step],
+            [sys.executable, "-P", str(script), str(folder), step, str(torch.get_num_threads())],
             stdin=subprocess.PIPE,  # never written to: it closes when this process dies, and the step ends then
             stdout=logs[step],
             stderr=subprocess.STDOUT,

@@ -1,9 +1,9 @@
-"""COLMAP in a process of its own: `python mapper.py FOLDER verify|incremental|cautious|global`.
+"""COLMAP in a process of its own: `python mapper.py FOLDER verify|incremental|cautious|global THREADS`.
 
-Reads `problem.npz` of FOLDER, keeps `database.db` there and writes `STEP.npz`. A crash in
-native code, or a solver that does not end, costs this process and not the job. Imports no part of the project and no torch.
-Everything runs on one thread with a fixed seed, and the limit is in CPU-seconds, so the same problem gives the same cameras bit
-for bit, on a busy machine too. Standard input is a pipe that the parent holds open; when it closes, this process ends.
+Reads `problem.npz` of FOLDER, keeps `database.db` there and writes `STEP.npz`. A crash in native code, or a solver that does
+not end, costs this process alone. Imports no part of the project and no torch. Random numbers have a fixed seed, the mappers
+one thread and the limit is in CPU-seconds, so the same problem gives the same cameras bit for bit, on a busy machine too.
+Standard input is a pipe that the parent holds open; when it closes, this process ends.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import shutil
 import sys
 import threading
 import zlib  # noqa: F401  must be loaded before pycolmap, whose own copy corrupts the heap otherwise
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -20,13 +21,13 @@ import numpy as np
 import pycolmap
 
 
-def main(folder: Path, step: str) -> None:
+def main(folder: Path, step: str, threads: int) -> None:
     pycolmap.logging.minloglevel = 3
     problem = np.load(folder / "problem.npz")
     pycolmap.set_random_seed(int(problem["seed"]))
     limit_cpu(float(problem["max_cpu_seconds"]))
     steps = {
-        "verify": verify,
+        "verify": partial(verify, threads=threads),
         "incremental": partial(map_incrementally, weakest=15),
         "cautious": partial(map_incrementally, weakest=40),
         "global": partial(map_globally, weakest=30),
@@ -47,7 +48,7 @@ def limit_cpu(seconds: float) -> None:
 
 def end_with_parent() -> None:
     """Returns never: a parent that dies, by SIGKILL too, closes the pipe, and this process must not outlive it."""
-    sys.stdin.buffer.read()
+    os.read(0, 1)  # not sys.stdin: a thread inside its lock makes the interpreter abort at exit
     os._exit(1)
 
 
@@ -67,7 +68,7 @@ def cameras_of(problem: np.lib.npyio.NpzFile) -> list[pycolmap.Camera]:
     return cameras
 
 
-def verify(folder: Path, problem: np.lib.npyio.NpzFile) -> dict[str, np.ndarray]:
+def verify(folder: Path, problem: np.lib.npyio.NpzFile, threads: int) -> dict[str, np.ndarray]:
     """Two-view geometry of every matched pair; the database the mappers read. Rows follow `problem["pairs"]`."""
     cameras, of_photo = cameras_of(problem), problem["camera_of_photo"]
     keypoints = np.split(problem["keypoints"].astype(np.float64), problem["keypoint_splits"])
@@ -89,49 +90,48 @@ def verify(folder: Path, problem: np.lib.npyio.NpzFile) -> dict[str, np.ndarray]
     options = pycolmap.TwoViewGeometryOptions(compute_relative_pose=True, detect_watermark=False)
     options.ransac.random_seed = int(problem["seed"])
     options.ransac.max_num_trials = 3000  # a third of the usual: hopeless pairs take nearly all the time
-    configs, inliers, poses, angles, second = [], [], [], [], []
-    for (i, j), rows in zip(problem["pairs"], matches):
-        geometry = pycolmap.estimate_two_view_geometry(
-            cameras[of_photo[i]], keypoints[i], cameras[of_photo[j]], keypoints[j], rows, options
-        )
+
+    def verified(number: int) -> tuple[pycolmap.TwoViewGeometry, np.ndarray]:
+        i, j = problem["pairs"][number]
+        ends = (cameras[of_photo[i]], keypoints[i], cameras[of_photo[j]], keypoints[j])
+        geometry = pycolmap.estimate_two_view_geometry(*ends, matches[number], options)
+        return geometry, second_geometry(matches[number], geometry, ends, options) if problem["exact"] else matches[number][:0]
+
+    # Every pair seeds its own random numbers, so threads change nothing in what comes out.
+    with ThreadPoolExecutor(threads) as pool:
+        found = list(pool.map(verified, range(len(matches))))
+    for (i, j), rows, (geometry, _) in zip(problem["pairs"], matches, found):
         database.write_matches(int(i) + 1, int(j) + 1, rows)
         database.write_two_view_geometry(int(i) + 1, int(j) + 1, geometry)
-        pose = geometry.cam2_from_cam1
-        configs.append(pycolmap.TwoViewGeometryConfiguration(geometry.config).name)
-        inliers.append(np.asarray(geometry.inlier_matches).reshape(-1, 2))
-        poses.append(np.eye(3, 4) if pose is None else pose.matrix())
-        angles.append(geometry.tri_angle)
-        look = bool(problem["exact"])
-        second.append(second_geometry(rows, inliers[-1], cameras, of_photo, keypoints, (i, j), options) if look else 0)
     database.close()
+    inliers = [np.asarray(geometry.inlier_matches).reshape(-1, 2) for geometry, _ in found]
+    relative = [geometry.cam2_from_cam1 for geometry, _ in found]
     return {
-        "config": np.array(configs),
+        "config": np.array([pycolmap.TwoViewGeometryConfiguration(geometry.config).name for geometry, _ in found]),
         "inliers": np.concatenate([*inliers, np.zeros((0, 2))]).astype(np.int64),
-        "inlier_splits": np.cumsum([len(x) for x in inliers])[:-1],
-        "pose": np.array(poses),  # [P, 3, 4] of the second camera in the first one's frame
-        "angle": np.array(angles),  # radians, median between the two rays
-        "second": np.array(second),  # matches left over by the first geometry that agree on another one
+        "inliers_splits": np.cumsum([len(x) for x in inliers])[:-1],
+        "pose": np.array([np.eye(3, 4) if p is None else p.matrix() for p in relative]),  # [P, 3, 4] second camera from first
+        "angle": np.array([geometry.tri_angle for geometry, _ in found]),  # radians, median between the two rays
+        "second": np.concatenate([*(rest for _, rest in found), np.zeros((0, 2))]).astype(np.int64),
+        "second_splits": np.cumsum([len(rest) for _, rest in found])[:-1],
     }
 
 
-def second_geometry(rows, inliers, cameras, of_photo, keypoints, pair, options) -> int:
-    """How many of the matches that did not fit fit another geometry: many where a photo's content repeats itself."""
+def second_geometry(rows: np.ndarray, geometry: pycolmap.TwoViewGeometry, ends: tuple, options) -> np.ndarray:
+    """[M, 2] matches left over by the first geometry that agree on another one: many where a photo's content repeats itself."""
+    inliers = np.asarray(geometry.inlier_matches).reshape(-1, 2)
     width = int(rows.max(initial=0)) + 1
     code = rows[:, 0].astype(np.int64) * width + rows[:, 1]
     rest = rows[~np.isin(code, inliers[:, 0].astype(np.int64) * width + inliers[:, 1])]
     if len(inliers) < 40 or len(rest) < 20:
-        return 0
-    i, j = pair
-    other = pycolmap.estimate_two_view_geometry(
-        cameras[of_photo[i]], keypoints[i], cameras[of_photo[j]], keypoints[j], rest, options
-    )
-    return len(other.inlier_matches)
+        return rest[:0]
+    return np.asarray(pycolmap.estimate_two_view_geometry(*ends, rest, options).inlier_matches).reshape(-1, 2)
 
 
 def map_incrementally(folder: Path, problem: np.lib.npyio.NpzFile, weakest: int) -> dict[str, np.ndarray]:
     """Strict thresholds first, then looser ones, until every photo is placed; the best by photos placed, then error.
 
-    Pairs with fewer than `weakest` verified matches are not used.
+    Pairs with fewer than `weakest` verified matches are not used, nor those that the parent left out.
     """
     count = len(problem["camera_of_photo"])
     database = own_database(folder, f"incremental-{weakest}")
@@ -169,8 +169,17 @@ def map_globally(folder: Path, problem: np.lib.npyio.NpzFile, weakest: int) -> d
 
 
 def own_database(folder: Path, step: str) -> Path:
-    """A copy for one step: two mappers that open one SQLite file at the same moment can lock each other out."""
-    return Path(shutil.copyfile(folder / "database.db", folder / f"database-{step}.db"))
+    """A copy for one step, without the pairs of `dropped.npy`.
+
+    Two mappers that open one SQLite file at the same moment can lock each other out.
+    """
+    copy = Path(shutil.copyfile(folder / "database.db", folder / f"database-{step}.db"))
+    if (folder / "dropped.npy").exists():
+        database = pycolmap.Database.open(copy)
+        for i, j in np.load(folder / "dropped.npy"):
+            database.delete_two_view_geometry(int(i) + 1, int(j) + 1)
+        database.close()
+    return copy
 
 
 def largest(models: dict[int, pycolmap.Reconstruction]) -> pycolmap.Reconstruction | None:
@@ -207,4 +216,4 @@ def as_arrays(model: pycolmap.Reconstruction | None) -> dict[str, np.ndarray]:
 
 if __name__ == "__main__":
     threading.Thread(target=end_with_parent, daemon=True).start()
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
@@ -23,7 +24,8 @@ CREDIBLE = (
     0.6  # share of the matches that a solution explains; below it (chance matches on plain surfaces) most poses are wrong
 )
 TWICE = 20  # matches that agree on a second arrangement; without repeated content at most 16 were seen
-ANCHORED = 12  # points of a photo that three or more photos see: without them its distance from the others is free
+ANCHORED = 12  # points that three photos see: without them the distance of one from the other two is free
+TRIANGLE = 10.0  # degrees; the directions between three photos fix their distances where no angle is flatter
 FEW_KEYPOINTS = 60  # a photo with fewer is blurred or shows nothing with texture
 FOCAL_RANGE = (0.35, 4.0)  # x long side; from a 125 degree lens to a long telephoto; wrong models reach 0.33, 10, 21
 
@@ -120,13 +122,12 @@ def bearings(problem: Problem, solution: Solution) -> dict[int, np.ndarray]:
     return out
 
 
-def explained_shares(problem: Problem, verified: Verified, solution: Solution) -> np.ndarray:
-    """[P] share of each pair's verified matches that the solved cameras explain; NaN where a photo is not placed."""
+def explained_shares(problem: Problem, matched: Sequence[np.ndarray], solution: Solution) -> np.ndarray:
+    """[P] share of each pair's matches [M, 2] that the solved cameras explain; NaN where a photo is not placed."""
     row = {int(photo): r for r, photo in enumerate(solution.photos)}
     rays = bearings(problem, solution)
     shares = np.full(len(problem.pairs), np.nan)
-    for number, (i, j) in enumerate(problem.pairs):
-        matches = verified.inliers[number]
+    for number, ((i, j), matches) in enumerate(zip(problem.pairs, matched)):
         if len(matches) == 0 or i not in row or j not in row:
             continue
         first, second = solution.pose[row[i]], solution.pose[row[j]]
@@ -152,7 +153,7 @@ def explained(a: np.ndarray, b: np.ndarray, rotation: np.ndarray, translation: n
 
 def judge(problem: Problem, verified: Verified, solution: Solution, names: Sequence[str]) -> Judgement:
     """Hold `solution` against everything that was matched."""
-    shares = explained_shares(problem, verified, solution)
+    shares = explained_shares(problem, verified.inliers, solution)
     counts = verified.counts
     placed = np.isfinite(shares)
     hits = np.where(placed, np.nan_to_num(shares) * counts, 0)
@@ -173,9 +174,10 @@ def judge(problem: Problem, verified: Verified, solution: Solution, names: Seque
             support,
             share,
         )
+    tied = (np.nan_to_num(shares) >= 0.5) & (hits >= LINK)
     groups = tied_groups(problem, counts, np.nan_to_num(shares), solution)
     group = max(groups, key=lambda g: (len(g), -g[0]))
-    kept, anchors = anchored(solution, group)
+    kept, anchors = anchored(problem, tied, solution, group)
     count = len(problem.keypoints)
     if len(kept) < 3 <= count - 1:
         return _refused(
@@ -204,9 +206,11 @@ def judge(problem: Problem, verified: Verified, solution: Solution, names: Seque
         warnings.append("Only 2 photos were placed, and no third confirms their positions; add photos beside them.")
     elif len(kept) < count / 2:
         warnings.append(f"Only {len(kept)} of {count} photos agree on where they were taken; add photos between the others.")
-    twice = inside & (verified.second >= np.maximum(TWICE, 0.05 * counts))
+    # A geometry that took in half of a pair's matches leaves the other half to a second one; the cameras explain both then.
+    second = verified.second_counts * (1 - np.nan_to_num(explained_shares(problem, verified.second, solution)))
+    twice = inside & (second >= np.maximum(TWICE, 0.05 * counts))
     if twice.any():
-        i, j = problem.pairs[np.where(twice, verified.second, 0).argmax()]
+        i, j = problem.pairs[np.where(twice, second, 0).argmax()]
         warnings.append(
             f"{twice.sum()} pairs of photos match in two different ways (for one, {names[i]} and {names[j]}), so sides of the "
             "subject look alike and may have been taken for one another; look at the result from all sides."
@@ -214,22 +218,46 @@ def judge(problem: Problem, verified: Verified, solution: Solution, names: Seque
     return Judgement(kept, dropped, tuple(warnings), None, support, share, anchors)
 
 
-def anchored(solution: Solution, group: Sequence[int]) -> tuple[tuple[int, ...], int]:
-    """The photos of `group` with `ANCHORED` points that three of its photos see, and the fewest such points of any of them.
+def anchored(problem: Problem, tied: np.ndarray, solution: Solution, group: Sequence[int]) -> tuple[tuple[int, ...], int]:
+    """The most photos of `group` whose distances hang together, and the fewest points seen by three of them that any has.
 
-    Matches between two photos alone fix the direction between them, never its length, and for a plane not even that. Two
-    photos by themselves are not asked.
+    `tied` [P] bool: pairs joined by explained matches. Such a pair fixes the direction between two photos and not its length:
+    two groups that share one photo can each have a scale of its own, with every match explained. A photo joins the scale of
+    others when it sees `ANCHORED` points that two of them see, or when it closes a triangle of tied pairs. Two photos by
+    themselves are not asked.
     """
-    kept = sorted(group)
-    while len(kept) > 2:
-        seen = solution.seen[np.isin(solution.seen[:, 1], kept)]
-        length = np.bincount(seen[:, 0], minlength=len(solution.points))
-        anchors = {p: int((length[seen[seen[:, 1] == p, 0]] >= 3).sum()) for p in kept}
-        worst = min(kept, key=anchors.__getitem__)
-        if anchors[worst] >= ANCHORED:
-            return tuple(kept), anchors[worst]
-        kept.remove(worst)
-    return tuple(kept), 0
+    if len(group) <= 2:
+        return tuple(sorted(group)), 0
+    seen = np.zeros((len(problem.keypoints), len(solution.points)), bool)
+    seen[solution.seen[:, 1], solution.seen[:, 0]] = True
+    center = dict(zip(solution.photos.tolist(), solution.centers))
+    edges = {(int(i), int(j)) for (i, j), t in zip(problem.pairs, tied) if t and i in group and j in group}
+    closed = [
+        set(trio)
+        for trio in combinations(sorted(group), 3)
+        if edges.issuperset(combinations(trio, 2)) and _least_angle([center[p] for p in trio]) > TRIANGLE
+    ]
+    bodies: list[set[int]] = []
+    for edge in sorted(edges, key=lambda e: -np.count_nonzero(seen[e[0]] & seen[e[1]])):
+        if any(body.issuperset(edge) for body in bodies):
+            continue
+        body, joined = set(), set(edge)
+        while joined:
+            body |= joined
+            known = seen[sorted(body)].sum(axis=0) >= 2
+            joined = {p for p in group if p not in body and np.count_nonzero(seen[p] & known) >= ANCHORED}
+            joined |= {p for trio in closed if len(trio & body) == 2 for p in trio - body}
+        bodies.append(body)
+    kept = sorted(max(bodies, key=len, default=()))
+    length = seen[kept].sum(axis=0)
+    return tuple(kept), min((int((length[seen[p]] >= 3).sum()) for p in kept), default=0)
+
+
+def _least_angle(corners: Sequence[np.ndarray]) -> float:
+    """Degrees, of a triangle."""
+    sides = [np.linalg.norm(corners[i] - corners[j]) for i, j in ((0, 1), (1, 2), (0, 2))]
+    a, b, c = np.maximum(sorted(sides), 1e-12)  # the least angle lies opposite the shortest side
+    return float(np.degrees(np.arccos(np.clip((b * b + c * c - a * a) / (2 * b * c), -1, 1))))
 
 
 def _refused(sentence: str, support: float, share: float) -> Judgement:

@@ -59,18 +59,25 @@ class Verified:
     inliers: tuple[np.ndarray, ...]  # P of [M, 2] keypoint rows that fit it
     pose: np.ndarray  # [P, 3, 4] second camera from first, translation of unit length
     angle: np.ndarray  # [P] radians, median angle between matched rays
-    second: np.ndarray  # [P] matches outside the geometry that agree on another one: repeated content
+    second: tuple[np.ndarray, ...]  # P of [M, 2] rows outside the geometry that agree on another one: repeated content
 
     @staticmethod
     def read(path: Path) -> Verified:
         data = np.load(path)
-        inliers = tuple(np.split(data["inliers"], data["inlier_splits"])) if len(data["config"]) else ()
-        return Verified(tuple(data["config"].tolist()), inliers, data["pose"].reshape(-1, 3, 4), data["angle"], data["second"])
+        inliers, second = (
+            tuple(np.split(data[name], data[f"{name}_splits"])) if len(data["config"]) else () for name in ("inliers", "second")
+        )
+        return Verified(tuple(data["config"].tolist()), inliers, data["pose"].reshape(-1, 3, 4), data["angle"], second)
 
     @property
     def counts(self) -> np.ndarray:
         """[P] inliers of each pair."""
         return np.array([len(x) for x in self.inliers], dtype=np.int64)
+
+    @property
+    def second_counts(self) -> np.ndarray:
+        """[P] matches of each pair that agree on a second geometry."""
+        return np.array([len(x) for x in self.second], dtype=np.int64)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from synthetic_scenes import photograph, speckle, textured, walk_around
 
-from recon.doctor import examine, require_hope
+from recon import doctor
+from recon.doctor import check_hope, examine, require_hope
 from recon.overlap import groups
 from recon.photo_quality import blur
 from recon.photos import Photo, PhotoConfig, PhotoSet, read_photos
@@ -48,6 +49,16 @@ def test_a_good_walk_round_is_good(walk: tuple[Photo, ...]) -> None:
     require_hope(diagnosis)
 
 
+def test_a_good_set_is_let_through_at_the_first_look(walk: tuple[Photo, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "examine", lambda photos: pytest.fail("the whole set was examined"))
+    check_hope(PhotoSet(walk, (), ()))
+
+
+def test_a_wall_takes_the_long_look_and_passes(walk: tuple[Photo, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.overlap, "show_depth", lambda first, second: False)
+    check_hope(PhotoSet(walk, (), ()))
+
+
 def test_blurred_and_dark_photos_are_named(walk: tuple[Photo, ...]) -> None:
     images = [photo.image for photo in walk]
     images[2] = torch.from_numpy(cv2.GaussianBlur(images[2].numpy(), (0, 0), 4))
@@ -80,7 +91,7 @@ def impossible(photos: PhotoSet) -> str:
     diagnosis = examine(photos)
     assert diagnosis.verdict == "impossible" and diagnosis.expected_placed == 0
     with pytest.raises(InputError) as caught:
-        require_hope(diagnosis)
+        check_hope(photos)
     assert str(caught.value) == diagnosis.problems[0]
     return diagnosis.problems[0]
 

@@ -13,6 +13,7 @@ from splat.errors import InputError
 NAMES = [f"p{i}" for i in range(8)]
 FOCAL = 1.2 * NOMINAL_SIDE
 MIDDLE = np.array([512.0, 384.0])
+NOTHING = np.zeros((0, 2), np.int64)
 
 
 def turn_y(angle):
@@ -55,7 +56,7 @@ def scene():
         max_cpu_seconds=10.0,
     )
     count = len(pairs)
-    verified = Verified(("CALIBRATED",) * count, matches, np.zeros((count, 3, 4)), np.zeros(count), np.zeros(count, np.int64))
+    verified = Verified(("CALIBRATED",) * count, matches, np.zeros((count, 3, 4)), np.zeros(count), (NOTHING,) * count)
     seen = np.array(
         sorted(
             {(p, i, p) for (i, j), r in zip(pairs, rows) for p in r} | {(p, j, p) for (i, j), r in zip(pairs, rows) for p in r}
@@ -99,7 +100,7 @@ def test_a_strong_pair_left_unexplained_is_mentioned(scene):
     problem, verified, solution = scene
     false = np.column_stack([np.arange(45), np.arange(200, 245)])
     problem = dataclasses.replace(problem, pairs=np.vstack([problem.pairs, [0, 7]]), matches=(*problem.matches, false))
-    verified = dataclasses.replace(verified, inliers=(*verified.inliers, false), second=np.append(verified.second, 0))
+    verified = dataclasses.replace(verified, inliers=(*verified.inliers, false), second=(*verified.second, NOTHING))
     judgement = plausibility.judge(problem, verified, solution, NAMES)
     assert judgement.kept == tuple(range(8))
     assert len(judgement.warnings) == 1 and "p0 and p7" in judgement.warnings[0]
@@ -108,9 +109,9 @@ def test_a_strong_pair_left_unexplained_is_mentioned(scene):
 def test_pairs_that_match_in_two_ways_are_mentioned(scene):
     """A box with the same wall on all sides folds without a contradiction; the matches of its top do not fit then."""
     problem, verified, solution = scene
-    second = verified.second.copy()
-    second[3] = 30
-    judgement = plausibility.judge(problem, dataclasses.replace(verified, second=second), solution, NAMES)
+    second = list(verified.second)
+    second[3] = np.column_stack([np.arange(100, 130), np.arange(200, 230)])
+    judgement = plausibility.judge(problem, dataclasses.replace(verified, second=tuple(second)), solution, NAMES)
     assert judgement.kept == tuple(range(8)) and len(judgement.warnings) == 1 and "two different ways" in judgement.warnings[0]
 
 
@@ -119,7 +120,9 @@ def test_a_photo_that_no_third_photo_anchors_is_dropped(scene):
     problem, verified, solution = scene
     use = [n for n, (i, j) in enumerate(problem.pairs) if j != 7 or i == 6]
     problem = dataclasses.replace(problem, pairs=problem.pairs[use], matches=tuple(problem.matches[n] for n in use))
-    verified = dataclasses.replace(verified, inliers=tuple(verified.inliers[n] for n in use), second=verified.second[use])
+    verified = dataclasses.replace(
+        verified, inliers=tuple(verified.inliers[n] for n in use), second=tuple(verified.second[n] for n in use)
+    )
     only_pair = np.array([(p, photo, p) for p in range(240, 300) for photo in (6, 7)])
     others = solution.seen[(solution.seen[:, 1] != 7) & (solution.seen[:, 0] < 240)]
     solution = dataclasses.replace(solution, seen=np.vstack([others, only_pair]))
@@ -134,7 +137,9 @@ def test_two_photos_alone_are_never_trusted_silently(scene, count, word):
     problem = dataclasses.replace(problem, keypoints=problem.keypoints[:count])
     use = [n for n, pair in enumerate(problem.pairs) if (pair < 2).all()]
     problem = dataclasses.replace(problem, pairs=problem.pairs[use], matches=tuple(problem.matches[n] for n in use))
-    verified = dataclasses.replace(verified, inliers=tuple(verified.inliers[n] for n in use), second=verified.second[use])
+    verified = dataclasses.replace(
+        verified, inliers=tuple(verified.inliers[n] for n in use), second=tuple(verified.second[n] for n in use)
+    )
     seen = solution.seen[solution.seen[:, 1] < 2]
     fields = {name: getattr(solution, name)[:2] for name in ("photos", "pose", "camera")}
     judgement = plausibility.judge(problem, verified, dataclasses.replace(solution, seen=seen, **fields), NAMES)

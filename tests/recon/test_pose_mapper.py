@@ -26,12 +26,12 @@ def drained(job):
             return end.value
 
 
-def test_exact_correspondences_give_exact_cameras(scene, tmp_path):  # noqa: F811
+def test_exact_correspondences_give_exact_cameras(scene, tmp_path, caplog):  # noqa: F811
     problem, _, truth = scene
     problem.write(tmp_path / "problem.npz")
     drained(colmap.run_steps(tmp_path, ("verify",), PoseConfig()))
     verified = Verified.read(tmp_path / "verify.npz")
-    assert (verified.counts == 60).all() and (verified.second == 0).all()
+    assert (verified.counts == 60).all() and (verified.second_counts == 0).all()
     drained(colmap.run_steps(tmp_path, ("incremental", "global", "cautious"), PoseConfig()))
     for mapper in ("incremental", "global", "cautious"):
         solution = Solution.read(tmp_path / f"{mapper}.npz", mapper)
@@ -42,6 +42,7 @@ def test_exact_correspondences_give_exact_cameras(scene, tmp_path):  # noqa: F81
             b = truth.pose[i + 1, :, :3] @ truth.pose[i, :, :3].T
             assert np.degrees(np.arccos(min(1.0, (np.trace(a @ b.T) - 1) / 2))) < 0.1, mapper
         assert abs(solution.camera[0, 0] / truth.camera[0, 0] - 1) < 0.005
+    assert "status" not in caplog.text  # every step ended well
 
 
 def test_a_step_that_dies_is_reported_and_leaves_no_file(tmp_path, caplog):
