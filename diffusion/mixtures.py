@@ -22,17 +22,14 @@ class Mixture:
     weights: Tensor  # [K], sum 1
 
     @staticmethod
-    def power_law(d: int = 64, components: int = 8, decay: float = 1.0, between: float = 0.5, seed: int = 0) -> Mixture:
-        """Spectrum j^-decay, as images have it; a share `between` of the unit mean variance lies between the components."""
+    def power_law(d: int = 64, components: int = 8, decay: float = 1.0, separation: float = 0.3, seed: int = 0) -> Mixture:
+        """Random means of standard deviation `separation` and spectra j^-decay in random bases: about the spread of images
+        in [-1, 1], components that overlap at most noise levels."""
         g = torch.Generator().manual_seed(seed)
-        spectrum = torch.arange(1, d + 1, dtype=torch.float64) ** -decay
-        spectrum = spectrum / spectrum.mean()
-        shared, _ = torch.linalg.qr(torch.randn(d, d, dtype=torch.float64, generator=g))
-        means = (torch.randn(components, d, dtype=torch.float64, generator=g) * (between * spectrum).sqrt()) @ shared.T
+        means = separation * torch.randn(components, d, dtype=torch.float64, generator=g)
         bases, _ = torch.linalg.qr(torch.randn(components, d, d, dtype=torch.float64, generator=g))
-        weights = torch.full((components,), 1 / components, dtype=torch.float64)
-        means = means - means.mean(0)
-        return Mixture(means, bases, ((1 - between) * spectrum).expand(components, d).clone(), weights)
+        variances = (torch.arange(1, d + 1, dtype=torch.float64) ** -decay).expand(components, d).clone()
+        return Mixture(means, bases, variances, torch.full((components,), 1 / components, dtype=torch.float64))
 
     def sample(self, n: int, generator: torch.Generator | None = None, labels: Tensor | None = None) -> Tensor:
         """n draws [n, d], of the components `labels` [n] where given."""

@@ -24,7 +24,7 @@ class Step:
     momentum_on: Literal["history", "update"] = "history"  # GHVB smooths the predictions, heavy ball (HB) the finished update
     compensation: float = 1.0  # DC-Solver's rho: the newest prediction is read off at rho of its way from the last; 1 is off
     eta: float = 0.0  # 0 the ODE, 1 the reverse SDE (ancestral sampling); data kind
-    churn: float = 0.0  # overshoot by this much log-SNR, then add noise back up to the node
+    churn: float = 0.0  # overshoot by this much log-SNR, then add noise back up to the node; order 1
     langevin: float = 0.0  # signal-to-noise of one Langevin corrector before the step, one more call (score-SDE: 0.16)
     shift_window: float = 0.0  # half width, in training timesteps, of the variance-matched time shift at the end of the step
 
@@ -41,6 +41,12 @@ class Step:
             raise InputError("Even coefficients have no corrector; set corrector='none' or even=False.")
         if not 0 <= self.eta <= 1 or self.churn < 0 or self.langevin < 0 or self.shift_window < 0:
             raise InputError("eta lies in [0, 1]; churn, langevin and shift_window are not negative.")
+        if self.churn and (self.order > 1 or self.corrector != "none"):
+            raise InputError(
+                "Churn goes with order 1 and no corrector: predictions from before the fresh noise would bias the step."
+            )
+        if self.momentum < 1 and self.corrector != "none":
+            raise InputError("Momentum and a corrector undo each other; use one of them.")
         if self.eta and self.kind != "data":
             raise InputError(f"Stochasticity eta = {self.eta} needs data prediction, not {self.kind!r}; use kind='data'.")
 

@@ -143,6 +143,11 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
                 self._schedule = schedules.vp(*betas, kind=c.schedule)
         return self._schedule
 
+    @schedule.setter
+    def schedule(self, schedule: schedules.Schedule) -> None:
+        """Another schedule than the config's, for searches and tests; it is not saved."""
+        self._schedule = schedule
+
     @property
     def order(self) -> int:
         """Network calls per step where all steps have as many (2: Heun or Langevin), as diffusers pipelines count them."""
@@ -334,8 +339,10 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
 
     def current_node(self, timestep: float | Tensor | None = None) -> Node:
         """The noise level of the next call."""
-        if self._step_index is None:
-            self._step_index = self._find(timestep) if self._begin_index is None else self._begin_index
+        if self._step_index is None and (self._begin_index is not None or torch.compiler.is_compiling()):
+            self._step_index = self._begin_index or 0  # a search by value has no place in a compiled graph
+        elif self._step_index is None:
+            self._step_index = self._find(timestep)
         if not 0 <= self._step_index < len(self._calls):
             raise InputError(f"All {len(self._calls)} calls of this plan are done, or set_timesteps was not called; call it.")
         return self._nodes[self._calls[self._step_index].node]

@@ -1,0 +1,391 @@
+"""EIScheduler as a citizen of diffusers: unmodified pipelines, files, dtypes, batches, compilation, one clear error each."""
+
+import json
+import math
+import warnings
+
+import diffusers
+import pytest
+import torch
+
+from diffusion import schedules
+from diffusion.mixtures import Mixture
+from diffusion.samplers.plan import PRESETS, Plan, Step, to_plan
+from diffusion.samplers.sampling import sample
+from diffusion.samplers.scheduler import EIScheduler
+from splat.errors import InputError, StoppedLate
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),  # diffusers with numpy 2
+    pytest.mark.filterwarnings("ignore::FutureWarning"),  # diffusers on its own deprecated configs
+]
+
+
+def run(scheduler, x, steps=6, seed=0, network=lambda x, t: 0.5 * x):
+    scheduler.set_timesteps(steps)
+    g = torch.Generator().manual_seed(seed)
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(scheduler.scale_model_input(x, t), t), t, x, generator=g).prev_sample
+    return x
+
+
+def noise(*shape, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+# ---- pipelines ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ddpm():
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DModel(
+        sample_size=8, block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1, attention_head_dim=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    pipeline = diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler())
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.mark.parametrize("plan", ["unipc2", "deis2", "ghvb", "sde", "plms4"])
+def test_unmodified_ddpm_pipeline(ddpm, plan):
+    pipeline = diffusers.DDPMPipeline(ddpm.unet, EIScheduler.from_config(diffusers.DDPMScheduler().config, plan=plan))
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(batch_size=2, num_inference_steps=5, output_type="pt", generator=torch.Generator().manual_seed(0)).images
+    assert images.shape == (2, 3, 8, 8) and images.isfinite().all()
+
+
+def test_pipeline_saves_and_loads_with_the_scheduler(ddpm, tmp_path):
+    pipeline = diffusers.DDPMPipeline(ddpm.unet, EIScheduler.from_config(diffusers.DDPMScheduler().config, plan="deis2"))
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(tmp_path)
+    again = diffusers.DDPMPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    assert isinstance(again.scheduler, EIScheduler) and again.scheduler.plan == PRESETS["deis2"]
+    options = {"num_inference_steps": 4, "output_type": "pt"}
+    first = pipeline(generator=torch.Generator().manual_seed(0), **options).images
+    torch.testing.assert_close(first, again(generator=torch.Generator().manual_seed(0), **options).images, rtol=0, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def stable_diffusion():
+    """Tiny and random; text comes as embeddings, so there is no text encoder."""
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=8, attention_head_dim=4,
+    )  # fmt: skip
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(8,), norm_num_groups=4, latent_channels=4, down_block_types=("DownEncoderBlock2D",),
+        up_block_types=("UpDecoderBlock2D",),
+    )  # fmt: skip
+    config = {
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "steps_offset": 1,
+        "skip_prk_steps": True,
+    }
+    return unet, vae, diffusers.PNDMScheduler(**config)
+
+
+def sd_pipeline(kind, stable_diffusion, scheduler):
+    unet, vae, _ = stable_diffusion
+    pipeline = kind(
+        vae=vae, text_encoder=None, tokenizer=None, unet=unet, scheduler=scheduler, safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.mark.parametrize("plan", ["unipc2", "dpmpp3", "flow-heun"])
+@pytest.mark.parametrize("base", ["pndm", "euler", "dpm"])
+def test_unmodified_stable_diffusion_pipeline(stable_diffusion, base, plan):
+    config = stable_diffusion[2].config
+    bases = {
+        "pndm": stable_diffusion[2],
+        "euler": diffusers.EulerDiscreteScheduler.from_config(config),
+        "dpm": diffusers.DPMSolverMultistepScheduler.from_config(config, use_karras_sigmas=True),
+    }
+    scheduler = EIScheduler.from_config(bases[base].config, plan=plan)
+    assert scheduler.schedule.kind == ("ve" if base == "euler" else "vp")
+    pipeline = sd_pipeline(diffusers.StableDiffusionPipeline, stable_diffusion, scheduler)
+    g = torch.Generator().manual_seed(0)
+    embeds = torch.randn(1, 4, 8, generator=g)
+    latents = pipeline(
+        prompt_embeds=embeds, negative_prompt_embeds=torch.zeros_like(embeds), num_inference_steps=5, guidance_scale=3.0,
+        output_type="latent", generator=g,
+    ).images  # fmt: skip
+    assert latents.shape == (1, 4, 8, 8) and latents.isfinite().all()
+
+
+def test_unmodified_image_to_image_pipeline_starts_in_the_middle(stable_diffusion):
+    scheduler = EIScheduler.from_config(stable_diffusion[2].config, plan="unipc2")
+    pipeline = sd_pipeline(diffusers.StableDiffusionImg2ImgPipeline, stable_diffusion, scheduler)
+    g, embeds = torch.Generator().manual_seed(0), torch.ones(1, 4, 8)
+    clean = torch.randn(1, 4, 8, 8, generator=g)  # four channels are taken as latents
+    latents = pipeline(
+        image=clean, prompt_embeds=embeds, negative_prompt_embeds=-embeds, strength=0.5, num_inference_steps=6,
+        output_type="latent", generator=g,
+    ).images  # fmt: skip
+    assert latents.shape == clean.shape and latents.isfinite().all()
+    assert scheduler.step_index == 6 and scheduler.begin_index == 3
+
+
+@pytest.mark.parametrize("plan", ["flow-euler", "flow-heun", "unipc2"])
+def test_unmodified_flow_pipeline(plan):
+    torch.manual_seed(0)
+    transformer = diffusers.SD3Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=8, caption_projection_dim=16, pooled_projection_dim=8, out_channels=4, pos_embed_max_size=8,
+    )  # fmt: skip
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(8,), norm_num_groups=4, latent_channels=4, down_block_types=("DownEncoderBlock2D",),
+        up_block_types=("UpDecoderBlock2D",), shift_factor=0.06, scaling_factor=1.5,
+    )  # fmt: skip
+    scheduler = EIScheduler.from_config(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).config, plan=plan)
+    nothing = dict.fromkeys(["text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3"])
+    pipeline = diffusers.StableDiffusion3Pipeline(transformer=transformer, scheduler=scheduler, vae=vae, **nothing)
+    pipeline.set_progress_bar_config(disable=True)
+    g = torch.Generator().manual_seed(0)
+    embeds, pooled = torch.randn(1, 4, 8, generator=g), torch.randn(1, 8, generator=g)
+    latents = pipeline(
+        prompt_embeds=embeds, pooled_prompt_embeds=pooled, guidance_scale=1.0, num_inference_steps=4, height=16, width=16,
+        output_type="latent", generator=g,
+    ).images  # fmt: skip
+    assert latents.isfinite().all()
+
+
+# ---- files and configs ----------------------------------------------------------------------------------------------
+
+
+def test_config_round_trip_keeps_everything(tmp_path):
+    base = diffusers.DPMSolverMultistepScheduler(beta_schedule="scaled_linear", use_karras_sigmas=True, thresholding=True)
+    plan = Plan(
+        (Step(order=2, compensation=0.9), Step(order=3, kind="noise", momentum=1.0), Step()), found_for={"fingerprint": "x"}
+    )
+    first = EIScheduler.from_config(base.config, plan=plan)
+    first.save_pretrained(tmp_path)
+    second = EIScheduler.from_pretrained(tmp_path)
+    assert (
+        second.plan == first.plan == plan and json.loads((tmp_path / "scheduler_config.json").read_text())["use_karras_sigmas"]
+    )
+    assert torch.equal(run(first, noise(2, 4, 4, 4), 3), run(second, noise(2, 4, 4, 4), 3))
+    assert EIScheduler.from_config(first.config).plan == plan  # its own config, in memory
+
+
+def test_a_diffusers_scheduler_can_take_the_config_back():
+    ours = EIScheduler.from_config(diffusers.EulerDiscreteScheduler(beta_schedule="scaled_linear").config, plan="deis2")
+    assert diffusers.DDIMScheduler.from_config(ours.config).config.beta_schedule == "scaled_linear"
+
+
+@pytest.mark.parametrize("name", sorted(schedules.BASES))
+def test_every_known_scheduler_is_recognised(name):
+    theirs = getattr(diffusers, name)()
+    ours = EIScheduler.from_config(theirs.config, plan="ddim")
+    assert ours.schedule.kind == schedules.BASES[name][1]
+    assert run(ours, noise(1, 3, 4, 4)).isfinite().all()
+
+
+def test_unknown_scheduler_is_refused():
+    with pytest.raises(InputError, match="whose grid is known"):
+        EIScheduler.from_config(diffusers.ScoreSdeVeScheduler().config)
+
+
+@pytest.mark.parametrize("grid", schedules.GRIDS)
+@pytest.mark.parametrize("schedule", ["vp", "ve", "edm", "flow"])
+def test_own_grids_run_from_noise_to_data(schedule, grid):
+    scheduler = EIScheduler(schedule=schedule, grid=grid, plan="dpmpp2", prediction_type="v_prediction")
+    if (schedule, grid) == ("edm", "trailing"):
+        with pytest.raises(InputError, match="trailing"):
+            scheduler.set_timesteps(6)
+        return
+    assert run(scheduler, noise(1, 3, 4, 4)).isfinite().all()
+    log_snrs = [node.log_snr for node in scheduler._nodes]
+    assert len(log_snrs) == 7 and log_snrs == sorted(log_snrs) and log_snrs[-1] == math.inf
+
+
+# ---- numbers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("plan", ["unipc3", "ghvb", "flow-heun", "sde"])
+def test_dtypes(plan, dtype):
+    exact = run(EIScheduler(plan=plan), noise(2, 3, 4, 4, dtype=torch.float64))
+    got = run(EIScheduler(plan=plan), noise(2, 3, 4, 4, dtype=dtype))
+    assert got.dtype == dtype and got.isfinite().all()
+    if plan != "sde":  # random numbers differ between dtypes
+        tolerance = {torch.float16: 0.02, torch.bfloat16: 0.15, torch.float32: 1e-5, torch.float64: 0}[dtype]
+        assert float((got.double() - exact).norm() / exact.norm()) <= tolerance
+
+
+@pytest.mark.parametrize("plan", [*PRESETS, "everything"])
+def test_batches_of_one_and_of_none_and_independence(plan):
+    if plan == "everything":
+        plan = Plan((Step(churn=0.3, langevin=0.1, compensation=0.9),), repeat=True)
+    one, empty = EIScheduler(plan=plan), EIScheduler(plan=plan, thresholding=True)
+    for scheduler in (one, empty):
+        scheduler.set_mean(torch.zeros(3, 4, 4))
+    assert run(one, noise(1, 3, 4, 4)).shape == (1, 3, 4, 4)
+    assert run(empty, noise(0, 3, 4, 4)).shape == (0, 3, 4, 4)
+    step = one.plan.steps[0]
+    if not (step.eta or step.churn or step.langevin):  # a sample does not feel its neighbours
+        both = run(one, noise(2, 3, 4, 4))
+        torch.testing.assert_close(both[:1], run(one, noise(2, 3, 4, 4)[:1]))
+
+
+def test_mean_reverting_sampling_is_ordinary_sampling_of_the_difference():
+    mean, x = noise(1, 3, 4, 4, dtype=torch.float64) + 2, noise(2, 3, 4, 4, dtype=torch.float64)
+    ordinary = run(EIScheduler(plan="dpmpp2"), x, network=lambda x, t: x.tanh())
+    reverting = EIScheduler(plan="mr")
+    reverting.set_mean(mean)
+    shifted = run(reverting, x + mean, network=lambda x, t: (x - mean).tanh())
+    torch.testing.assert_close(shifted - mean, ordinary, rtol=0, atol=1e-12)
+
+
+def test_stochastic_plans_keep_the_law():
+    """Reverse SDE, churn and Langevin steps on a Gaussian: mean and variance of many samples, to sampling error."""
+    mean, variance = 1.5, 0.25
+
+    def denoise(x, alpha, sigma):
+        return mean + alpha * variance / (alpha**2 * variance + sigma**2) * (x - alpha * mean)
+
+    # churn and Langevin steps are first order here: churn's bias falls with the step, from 0.029 at 60
+    for step, steps in ((Step(order=2, eta=1.0), 60), (Step(churn=0.025), 240), (Step(langevin=0.1), 240)):
+        scheduler = EIScheduler(plan=Plan((step,), repeat=True), prediction_type="sample", final_sigmas_type="sigma_min")
+        scheduler.set_timesteps(steps)
+        g = torch.Generator().manual_seed(0)
+        x = sample(denoise, scheduler, torch.randn(250, 256, generator=g), g)
+        assert abs(float(x.mean()) - mean) < 0.01, step
+        assert abs(float(x.var()) - variance) < 0.015, step
+
+
+def test_langevin_and_heun_calls_are_laid_out_as_diffusers_counts_them():
+    scheduler = EIScheduler(plan="flow-heun", schedule="flow", prediction_type="flow_prediction")
+    scheduler.set_timesteps(5)
+    assert scheduler.order == 2 and len(scheduler.timesteps) == 9 and scheduler.timesteps[1] == scheduler.timesteps[2]
+    assert EIScheduler(plan="unipc3").order == 1
+
+
+@pytest.mark.parametrize("plan", ["unipc2", "ghvb", "flow-heun"])
+def test_step_compiles_without_a_graph_break(plan):
+    scheduler = EIScheduler(plan=plan, final_sigmas_type="sigma_min")
+    x = noise(2, 3, 4, 4)
+    expected = run(scheduler, x, 4, network=lambda x, t: x.tanh())
+
+    def loop(x):
+        for t in scheduler.timesteps:
+            x = scheduler.step(x.tanh(), t, x, return_dict=False)[0]
+        return x
+
+    scheduler.set_timesteps(4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, on tracing
+        got = torch.compile(loop, backend="eager", fullgraph=True)(x)
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.cuda
+def test_cuda_agrees_with_the_cpu():
+    x = noise(2, 3, 4, 4)
+    for plan in ("unipc2", "ghvb", "flow-heun"):
+        here, there = run(EIScheduler(plan=plan), x), run(EIScheduler(plan=plan), x.cuda())
+        torch.testing.assert_close(there.cpu(), here, rtol=1e-4, atol=1e-5)
+
+
+def test_add_noise_follows_the_schedule():
+    theirs = diffusers.DDIMScheduler()
+    ours, x0, n = EIScheduler.from_config(theirs.config, plan="ddim"), noise(3, 2, 4, 4), noise(3, 2, 4, 4).flip(0)
+    times = torch.tensor([0, 500, 999])
+    torch.testing.assert_close(ours.add_noise(x0, n, times), theirs.add_noise(x0, n, times), rtol=1e-4, atol=1e-5)
+
+
+# ---- one clear error each -------------------------------------------------------------------------------------------
+
+
+def test_errors():
+    scheduler = EIScheduler(plan="ddim")
+    for steps in (0, -3, None):
+        with pytest.raises(InputError, match=r"steps|ask for at least one"):
+            scheduler.set_timesteps(steps)
+    with pytest.raises(InputError, match="set_timesteps"):
+        scheduler.step(noise(1, 2), 3, noise(1, 2))
+    with pytest.raises(InputError, match="prediction type 'score'"):
+        EIScheduler(prediction_type="score")
+    with pytest.raises(InputError, match="Unknown plan 'euler-a'"):
+        EIScheduler(plan="euler-a")
+    with pytest.raises(InputError, match="Unknown time grid"):
+        EIScheduler(grid="cubic").set_timesteps(3)
+    with pytest.raises(InputError, match="3 steps and 5 were asked"):
+        EIScheduler(plan=Plan((Step(),) * 3)).set_timesteps(5)
+    with pytest.raises(InputError, match="3 steps and 2 were asked"):  # a plan longer than the steps
+        EIScheduler(plan=Plan((Step(),) * 3)).set_timesteps(2)
+    with pytest.raises(InputError, match="set_mean"):
+        EIScheduler(plan="mr").set_timesteps(3)
+    with pytest.raises(InputError, match="statistics"):
+        EIScheduler(plan=Plan((Step(kind="v3"),), repeat=True)).set_timesteps(3)
+    with pytest.raises(InputError, match="v_prediction"):
+        base = diffusers.DDIMScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+        EIScheduler.from_config(base.config, plan="ddim").set_timesteps(3)
+    scheduler.set_timesteps(2)
+    with pytest.raises(InputError, match="none of this plan"):
+        scheduler.step(noise(1, 2), 123.4, noise(1, 2))
+
+
+def test_too_many_calls_is_an_error():
+    scheduler = EIScheduler(plan="ddim")
+    run(scheduler, noise(1, 2), 2)
+    with pytest.raises(InputError, match="All 2 calls"):
+        scheduler.step(noise(1, 2), scheduler.timesteps[-1], noise(1, 2))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_predictions_that_are_not_finite_stop_with_numbers(bad):
+    scheduler = EIScheduler(plan="unipc2")
+    scheduler.set_timesteps(4)
+    prediction = noise(1, 3, 2, 2)
+    prediction[0, 1] = bad
+    with pytest.raises(StoppedLate, match=r"call 1 of 4 .* has 4 of 12 values"):
+        scheduler.step(prediction, scheduler.timesteps[0], noise(1, 3, 2, 2))
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"order": 5},
+        {"kind": "score"},
+        {"momentum": 0},
+        {"momentum": 0.5},
+        {"eta": 2},
+        {"eta": 1, "kind": "noise"},
+        {"even": True},
+    ],
+)
+def test_impossible_steps_are_refused(step):
+    with pytest.raises(InputError):
+        Step(**step)
+
+
+def test_plans_from_files_are_checked():
+    with pytest.raises(InputError, match="no sampling plan"):
+        to_plan({"steps": [{"speed": 3}]})
+    with pytest.raises(InputError, match="rise from noise to data"):
+        Plan((Step(node=1.0), Step(node=0.5)))
+    nodes = Plan((Step(node=-4.0), Step(node=0.0, order=2)), end=3.0)
+    scheduler = EIScheduler(plan=nodes)
+    scheduler.set_timesteps(2)
+    assert [round(node.log_snr, 9) for node in scheduler._nodes] == [-4.0, 0.0, 3.0]
+
+
+def test_mixture_sampling_ends_on_the_mixture():
+    """A whole run in float32 to clean data: 20 calls of UniPC on an ideal denoiser have the data's moments."""
+    mixture = Mixture.power_law(d=8, components=3, seed=0)
+    scheduler = EIScheduler(plan="unipc2", prediction_type="sample")
+    scheduler.set_timesteps(20)
+    x = sample(mixture.denoise, scheduler, noise(20_000, 8))
+    truth = mixture.sample(20_000, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(x.double().mean(0), truth.mean(0), rtol=0, atol=0.03)
+    torch.testing.assert_close(torch.cov(x.T.double()), torch.cov(truth.T), rtol=0, atol=0.04)
