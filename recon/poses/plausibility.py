@@ -23,8 +23,9 @@ STRONG = 40  # verified matches that chance does not produce (chance pairs on ca
 CREDIBLE = (
     0.6  # share of the matches that a solution explains; below it (chance matches on plain surfaces) most poses are wrong
 )
+AGAINST = 20  # matches that look alike, of a pair that the cameras do not explain; chance gave at most 17
 TWICE = 20  # matches that agree on a second arrangement; without repeated content at most 16 were seen
-ANCHORED = 12  # points that three photos see: without them the distance of one from the other two is free
+ANCHORED = 8  # points that three photos see: without them the distance of one from the other two is free
 TRIANGLE = 10.0  # degrees; the directions between three photos fix their distances where no angle is flatter
 FEW_KEYPOINTS = 60  # a photo with fewer is blurred or shows nothing with texture
 FOCAL_RANGE = (0.35, 4.0)  # x long side; from a 125 degree lens to a long telephoto; wrong models reach 0.33, 10, 21
@@ -193,8 +194,8 @@ def judge(problem: Problem, verified: Verified, solution: Solution, names: Seque
     dropped = {p: "its position contradicts its matches with other photos" for p in solution.photos.tolist() if p not in kept}
     for photo in set(group) - set(kept):
         dropped[photo] = "too few of its points are seen by two other photos; add photos between it and its neighbours"
-    inside = placed & np.isin(problem.pairs, kept).all(axis=1)
-    against = inside & (counts >= STRONG) & (np.nan_to_num(shares) < 0.3)
+    # Photos that were parted speak too: the pair that tells of look-alike sides may have lost the wrong one of its photos.
+    against = placed & (counts >= AGAINST) & (np.nan_to_num(shares) < 0.3)
     warnings = []
     if against.any():
         i, j = problem.pairs[np.where(against, counts, 0).argmax()]
@@ -208,7 +209,7 @@ def judge(problem: Problem, verified: Verified, solution: Solution, names: Seque
         warnings.append(f"Only {len(kept)} of {count} photos agree on where they were taken; add photos between the others.")
     # A geometry that took in half of a pair's matches leaves the other half to a second one; the cameras explain both then.
     second = verified.second_counts * (1 - np.nan_to_num(explained_shares(problem, verified.second, solution)))
-    twice = inside & (second >= np.maximum(TWICE, 0.05 * counts))
+    twice = placed & (second >= np.maximum(TWICE, 0.05 * counts))
     if twice.any():
         i, j = problem.pairs[np.where(twice, second, 0).argmax()]
         warnings.append(

@@ -34,9 +34,13 @@ def project(points, pose):
 @pytest.fixture
 def scene():
     """Eight cameras, neighbours up to two steps apart share matches of 60 points each; everything exact."""
+    return exact_scene(step_deg=15.0)
+
+
+def exact_scene(step_deg):
     rng = np.random.default_rng(0)
     points = rng.uniform(-1, 1, (300, 3))
-    poses = walk()
+    poses = walk(step_deg=step_deg)
     keypoints = tuple(project(points, pose) for pose in poses)
     pairs = np.array([(i, j) for i, j in combinations(range(8), 2) if j - i <= 2])
     rows = [np.arange(30 * i, 30 * i + 60) for i, j in pairs]
@@ -93,6 +97,7 @@ def test_a_fold_parts_the_photos(scene):
     judgement = plausibility.judge(problem, verified, dataclasses.replace(solution, pose=pose), NAMES)
     assert judgement.kept == (0, 1, 2, 3, 4)
     assert set(judgement.dropped) == {5, 6, 7} and all("contradicts" in r for r in judgement.dropped.values())
+    assert len(judgement.warnings) == 1 and "p3 and p5" in judgement.warnings[0], "the photos kept may be the wrong ones"
 
 
 def test_a_strong_pair_left_unexplained_is_mentioned(scene):
@@ -128,6 +133,45 @@ def test_a_photo_that_no_third_photo_anchors_is_dropped(scene):
     solution = dataclasses.replace(solution, seen=np.vstack([others, only_pair]))
     judgement = plausibility.judge(problem, verified, solution, NAMES)
     assert 7 not in judgement.kept and "two other photos" in judgement.dropped[7]
+
+
+def hinged(scene, second_scale):
+    """Photos 0-4 and 4-7 see no point in common but for photo 4, and the second group has a scale of its own."""
+    problem, verified, solution = scene
+    use = [n for n, (i, j) in enumerate(problem.pairs) if j <= 4 or i >= 4]
+    problem = dataclasses.replace(problem, pairs=problem.pairs[use], matches=tuple(problem.matches[n] for n in use))
+    verified = dataclasses.replace(
+        verified, inliers=tuple(verified.inliers[n] for n in use), second=tuple(verified.second[n] for n in use)
+    )
+    pose = solution.pose.copy()
+    for i in (5, 6, 7):  # centre c -> c4 + scale (c - c4), the points of the group likewise
+        center = solution.centers[4] + second_scale * (solution.centers[i] - solution.centers[4])
+        pose[i, :, 3] = -pose[i, :, :3] @ center
+    first = solution.seen[(solution.seen[:, 1] <= 4)]
+    second = solution.seen[(solution.seen[:, 1] >= 4)] + np.array([300, 0, 0])
+    seen = np.vstack([first, second])
+    points = np.vstack([solution.points, solution.centers[4] + second_scale * (solution.points - solution.centers[4])])
+    return problem, verified, dataclasses.replace(solution, pose=pose, points=points, error=np.zeros(600), seen=seen)
+
+
+@pytest.mark.parametrize("second_scale", [1.0, 3.0])
+def test_a_group_that_hangs_on_one_photo_has_no_scale(scene, second_scale):
+    """Every match is explained whatever the scale, so nothing but the missing common points can tell."""
+    judgement = plausibility.judge(*hinged(scene, second_scale), NAMES)
+    assert judgement.explained == 1.0
+    assert judgement.kept == (0, 1, 2, 3, 4) and all("two other photos" in judgement.dropped[p] for p in (5, 6, 7))
+
+
+@pytest.mark.parametrize("step_deg, kept", [(30.0, 8), (5.0, 0)])
+def test_a_triangle_of_pairs_has_a_scale_unless_it_is_flat(step_deg, kept):
+    """No point is seen by three photos here, but the directions between three photos that form a triangle fix its shape."""
+    problem, verified, solution = exact_scene(step_deg)
+    pairs = [
+        (300 * n + p, photo, p) for n, pair in enumerate(problem.pairs) for p in problem.matches[n][:, 0] for photo in pair
+    ]
+    points = np.tile(solution.points, (len(problem.pairs), 1))
+    solution = dataclasses.replace(solution, points=points, error=np.zeros(len(points)), seen=np.array(pairs))
+    assert len(plausibility.judge(problem, verified, solution, NAMES).kept) == kept
 
 
 @pytest.mark.parametrize("count, word", [(2, "no third"), (8, "2 of 8 photos agree")])
