@@ -130,18 +130,31 @@ def searched(cases: list[Case], evaluations: int) -> Iterator[Row]:
 
 
 def warm(cases: list[Case]) -> Iterator[Row]:
-    """Teleporting to sigma/alpha = 2.7 with the Gaussian prior, then all calls below it; UniPC2 both times."""
-    land = -math.log(2.7)
+    """Teleporting to sigma/alpha = u with the Gaussian prior (what the jump costs), then all calls below it; UniPC2."""
     priors = [GaussianPrior.fit(case.mixture.sample(4096, torch.Generator().manual_seed(9))) for case in cases]
-    jumps, landed = [], []
-    for case, prior in zip(cases, priors):
-        landed.append(prior.teleport(case.noise, SCHEDULE, START, land))
-        jumps.append(rms(landed[-1] - integrate(case.mixture.denoise, SCHEDULE, case.noise, START, land, 100)))
-    yield {"row": "jump to sigma/alpha 2.7", **summary(jumps, [1.0] * len(jumps))}
-    plan = PRESETS["unipc2"]
-    for calls in (5, 8, 10):
-        errors = [case.error(plan, calls, start=land, x=x) for case, x in zip(cases, landed)]
-        yield {"row": "teleport", "calls": calls, **summary(errors, [case.error(plan, calls) for case in cases])}
+    for u in (2.7, 4.0, 6.0):
+        land, jumps = -math.log(u), []
+        landed = [prior.teleport(case.noise, SCHEDULE, START, land) for case, prior in zip(cases, priors)]
+        for case, x in zip(cases, landed):
+            jumps.append(rms(x - integrate(case.mixture.denoise, SCHEDULE, case.noise, START, land, 100)))
+        yield {"u": u, "row": "jump", **summary(jumps, [1.0] * len(jumps))}
+        for calls in (5, 8, 10):
+            errors = [case.error(PRESETS["unipc2"], calls, start=land, x=x) for case, x in zip(cases, landed)]
+            plain = [case.error(PRESETS["unipc2"], calls) for case in cases]
+            yield {"u": u, "row": "teleport", "calls": calls, **summary(errors, plain)}
+
+
+def thresholding(cases: list[Case]) -> Iterator[Row]:
+    """Dynamic thresholding (0.995, at most 3) of data prediction under guidance; against the same plan without it."""
+    for scale in (7.5, 15.0):
+        for name in ("dpmpp2", "dpmpp3", "unipc2"):
+            for calls in (5, 8, 10):
+                options = {"thresholding": True, "sample_max_value": 3.0}
+                errors = [case.error(PRESETS[name], calls, scale, **options) for case in cases]
+                plain = [case.error(PRESETS[name], calls, scale) for case in cases]
+                largest = [float(case.run(PRESETS[name], calls, scale, **options).abs().max()) for case in cases]
+                limit = [float(case.reference(scale).abs().max()) for case in cases]
+                yield {"plan": name, "w": scale, "calls": calls, **summary(errors, plain), "largest": max(largest) / max(limit)}
 
 
 def stitching(cases: list[Case]) -> Iterator[Row]:
@@ -208,6 +221,7 @@ TABLES = {
     "uniform-time": uniform_time,
     "searched": searched,
     "teleport": warm,
+    "thresholding": thresholding,
     "stitch": stitching,
     "v3": measured_statistics,
 }

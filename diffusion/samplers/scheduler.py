@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import diffusers
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
@@ -16,7 +14,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from diffusion import schedules
-from diffusion.samplers.coefficients import Move, Node, even_move, lagrange, move
+from diffusion.samplers.adjustments import compensation_weights, langevin, matched_time, thresholded
+from diffusion.samplers.coefficients import Move, Node, even_move, move
+from diffusion.samplers.nodes import CLEAN, base_nodes, grid_nodes, make_base, node_at
 from diffusion.samplers.plan import Plan, to_plan
 from splat.errors import InputError, StoppedLate
 
@@ -95,6 +95,7 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
         self.statistics = None
         self._mean: Tensor | None = None
         self._schedule: schedules.Schedule | None = None
+        self._base: SchedulerMixin | None = None
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
         self._calls: list[Call] = []
@@ -160,7 +161,7 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
         if self.schedule.kind in ("vp", "flow"):
             return 1.0
         if self.config.base:
-            return float(self._base.init_noise_sigma)
+            return float((self._base or make_base(self.config)).init_noise_sigma)
         if self._calls:
             return math.hypot(self._nodes[0].sigma, 1.0)
         return math.exp(-self.schedule.log_snr_range[0])
@@ -188,17 +189,17 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
             raise InputError("Say how many sampling steps to take: set_timesteps(10).")
         if num_inference_steps is not None and num_inference_steps < 1:
             raise InputError(f"{num_inference_steps} sampling steps asked for; ask for at least one.")
-        self._base = self._make_base() if self.config.base else None
+        self._base = make_base(self.config) if self.config.base else None
         if self.plan.steps[0].node is not None:
-            self._nodes = [self._node(step.node) for step in self.plan.for_steps(num_inference_steps)]
-            self._nodes.append(self._clean() if self.plan.end is None else self._node(self.plan.end))
+            self._nodes = [node_at(self.schedule, step.node) for step in self.plan.for_steps(num_inference_steps)]
+            self._nodes.append(CLEAN if self.plan.end is None else node_at(self.schedule, self.plan.end))
             integer_times = False
         elif self._base is not None:
-            self._nodes, integer_times = self._base_nodes(num_inference_steps, custom)
+            self._nodes, integer_times = base_nodes(self._base, self.schedule, num_inference_steps, custom)
         elif custom:
             raise InputError(f"{', '.join(custom)} need a base scheduler; use EIScheduler.from_config, or grid= here.")
         else:
-            self._nodes, integer_times = self._own_nodes(num_inference_steps), False
+            self._nodes, integer_times = grid_nodes(self.schedule, self.config, num_inference_steps), False
         self._steps = self.plan.for_steps(len(self._nodes) - 1)
         self._check()
         self._calls = []
@@ -237,56 +238,6 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
                     "says nothing about time; turn the time shift off (shift_window=0)."
                 )
 
-    def _make_base(self) -> SchedulerMixin:
-        kind = getattr(diffusers, schedules.BASES[self.config.base][0])
-        return kind(**{k: self.config[k] for k in inspect.signature(kind.__init__).parameters if k in self.config})
-
-    def _base_nodes(self, count: int | None, custom: dict[str, Any]) -> tuple[list[Node], bool]:
-        """The base scheduler's own nodes, and whether it tells the network integer timesteps."""
-        base = self._base
-        known = inspect.signature(base.set_timesteps).parameters
-        if not set(custom) <= set(known):
-            raise InputError(f"{self.config.base} takes no custom {', '.join(set(custom) - set(known))}; leave them out.")
-        if count is not None or "num_inference_steps" in known:
-            custom = {"num_inference_steps": count, **custom}
-        with warnings.catch_warnings():  # diffusers turns tensors into numpy arrays in a way that numpy 2 deprecates
-            warnings.simplefilter("ignore", DeprecationWarning)
-            base.set_timesteps(**custom)
-        integer = not base.timesteps.is_floating_point()
-        if hasattr(base, "final_alpha_cumprod"):  # DDIM and PNDM name levels by timestep only
-            times = base._timesteps[::-1].copy() if hasattr(base, "prk_timesteps") else base.timesteps.numpy()
-            bars = [*(float(base.alphas_cumprod[t]) for t in times), float(base.final_alpha_cumprod)]
-            pairs = [(math.sqrt(bar), math.sqrt(1 - bar)) for bar in bars]
-        else:
-            times = base.timesteps.double().tolist()
-            sigmas = base.sigmas.double().tolist()
-            pairs = [self._pair(sigma) for sigma in sigmas]
-        return [Node(a, s, float(t)) for (a, s), t in zip(pairs, [*times, 0.0])], integer
-
-    def _pair(self, sigma: float) -> tuple[float, float]:
-        """(alpha, sigma) of the sample from diffusers' sigma: the ratio, or a flow's time."""
-        kind = self.schedule.kind
-        if kind == "flow":
-            return 1.0 - sigma, sigma
-        alpha = 1.0 / math.hypot(1.0, sigma) if kind == "vp" else 1.0
-        return alpha, sigma * alpha
-
-    def _own_nodes(self, count: int) -> list[Node]:
-        c, to_clean = self.config, self.config.final_sigmas_type == "zero"
-        if to_clean and c.grid in ("linspace", "trailing"):  # these end at the cleanest trained time by themselves
-            return [*(self._node(lam) for lam in self.schedule.grid(c.grid, count)[:-1]), self._clean()]
-        if to_clean and count == 1:
-            return [self._node(c.log_snr_start or self.schedule.log_snr_range[0]), self._clean()]
-        grid = self.schedule.grid(c.grid, count - to_clean, c.log_snr_start, c.log_snr_end)
-        return [self._node(lam) for lam in grid] + [self._clean()] * to_clean
-
-    def _node(self, log_snr: float) -> Node:
-        alpha, sigma = self.schedule.alpha_sigma(log_snr)
-        return Node(float(alpha), float(sigma), float(self.schedule.time(log_snr)))
-
-    def _clean(self) -> Node:
-        return Node(1.0, 0.0, 0.0)
-
     # ---- coefficients -----------------------------------------------------------------------------------------------
 
     def _move(self, i: int, kept: int, correct: bool = False) -> Move | None:
@@ -304,7 +255,7 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
                 return None
             known = [t, *known]
         elif step.churn and t.sigma > 0:
-            t = self._node(t.log_snr + step.churn)
+            t = node_at(self.schedule, t.log_snr + step.churn)
         if logarithmic and math.isinf(t.log_snr - r.log_snr):
             return move("data", r, t, known[:1], step.eta)
         if step.even:
@@ -406,7 +357,7 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
             x = x - mean
         data, noise = self._data_and_noise(model_output.to(dtype), x, node, mean)
         if call.role == "langevin":
-            x = _langevin(x, noise / -node.sigma, self._steps[call.step].langevin, generator)
+            x = langevin(x, noise / -node.sigma, self._steps[call.step].langevin, generator)
         elif call.role == "correct":
             x = self._corrected(Known(data, noise, node))
             self._taken = None
@@ -438,14 +389,9 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
         return data, noise
 
     def _clipped(self, data: Tensor) -> Tensor:
-        if not self.config.thresholding:
-            return data.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
-        if not data.numel():
-            return data
-        flat = data.flatten(1).abs()
-        limit = torch.quantile(flat, self.config.dynamic_thresholding_ratio, dim=1)  # Imagen, section 2.3
-        limit = limit.clamp(1.0, self.config.sample_max_value).reshape(-1, *(1,) * (data.ndim - 1))
-        return data.clamp(-limit, limit) / limit
+        if self.config.thresholding:
+            return thresholded(data, self.config.dynamic_thresholding_ratio, self.config.sample_max_value)
+        return data.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
 
     def _corrected(self, new: Known) -> Tensor | None:
         """The last step done again with the prediction at its end (UniPC's corrector), or None where it has none."""
@@ -465,7 +411,10 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
             new = new._replace(noise=before + step.momentum * (new.noise - before))
         self._history = (new, *self._history)[:4]
         if step.compensation != 1 and len(self._history) > 1:
-            self._history = (_compensated(self._history[:3], step.compensation), *self._history[1:])
+            weights = compensation_weights([known.node for known in self._history[:3]], step.compensation)
+            data = sum(w * known.data for w, known in zip(weights, self._history))
+            noise = sum(w * known.noise for w, known in zip(weights, self._history))
+            self._history = (Known(data, noise, new.node), *self._history[1:])
         m = self._moves[i, len(self._history)]
         drift = _drift(m, self._history)
         if step.momentum < 1 and step.momentum_on == "update":
@@ -480,31 +429,21 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
         x = m.keep * x + drift + randomness
         t = self._nodes[i + 1]
         if step.churn and t.sigma > 0:
-            down = self._node(t.log_snr + step.churn)
+            down = node_at(self.schedule, t.log_snr + step.churn)
             fresh = math.sqrt(t.sigma**2 - (t.alpha / down.alpha * down.sigma) ** 2)
             z = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
             x = t.alpha / down.alpha * x + fresh * z
         return x
 
     def _shift_time(self, x: Tensor, window: float) -> None:
-        """Tell the network the time at which x's variance is a^2 v + 1 - a^2, within the window of the nominal time.
-
-        Li et al. 2023 (time-shift sampler) search that time; variance is monotonic in it, so it has a closed form. A network
-        gets one time for the whole batch in a pipeline, so `timesteps` holds the mean; `shifted_time` [B] has each sample's.
-        """
+        """Tell the network the time that x's variance speaks of. A network gets one time for the whole batch in a pipeline, so
+        `timesteps` holds the mean; `shifted_time` [B] has each sample's."""
         if self._step_index >= len(self._calls) or not x.numel():
             return
-        node = self._nodes[self._calls[self._step_index].node]
-        variance = x.flatten(1).double().var(dim=1)
-        bar = ((1 - variance) / (1 - self.config.data_variance)).clamp(1e-6, 1 - 1e-6)
-        log_snr = 0.5 * (bar.log() - torch.log1p(-bar))
-        time = torch.as_tensor(self.schedule.time(log_snr.detach().cpu().numpy()))
-        low, high = max(node.time - window, 0.0), min(node.time + window, self.config.num_train_timesteps - 1.0)
-        self.shifted_time = time.clamp(low, high)
+        nominal = self._nodes[self._calls[self._step_index].node].time
+        self.shifted_time = matched_time(x, self.schedule, self.config.data_variance, nominal, window)
         told = self.shifted_time.mean()
-        if not self.timesteps.is_floating_point():
-            told = told.round()
-        self.timesteps[self._step_index] = told.to(self.timesteps)
+        self.timesteps[self._step_index] = (told if self.timesteps.is_floating_point() else told.round()).to(self.timesteps)
 
 
 def _drift(m: Move, history: Sequence[Known]) -> Tensor | float:
@@ -520,23 +459,3 @@ def _drift(m: Move, history: Sequence[Known]) -> Tensor | float:
 
 def _is_zero(weight: Any) -> bool:
     return isinstance(weight, float) and weight == 0.0
-
-
-def _compensated(history: Sequence[Known], ratio: float) -> Known:
-    """The newest prediction moved to ratio t_0 + (1 - ratio) t_-1 on the quadratic through the last three (DC-Solver)."""
-    times = [known.node.time for known in history]
-    weights = lagrange(times, ratio * times[0] + (1 - ratio) * times[1])
-    data = sum(w * known.data for w, known in zip(weights, history))
-    noise = sum(w * known.noise for w, known in zip(weights, history))
-    return Known(data, noise, history[0].node)
-
-
-def _langevin(x: Tensor, score: Tensor, snr: float, generator: Any) -> Tensor:
-    """One Langevin step of size 2 (snr |z| / |score|)^2 at a fixed noise level (Song et al. 2021, algorithm 5), per sample."""
-    z = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-    if not x.numel():
-        return x
-    shape = (-1,) + (1,) * (x.ndim - 1)
-    size = 2 * (snr * z.flatten(1).norm(dim=1) / score.flatten(1).norm(dim=1).clamp_min(1e-12)) ** 2
-    size = size.reshape(shape)
-    return x + size * score + (2 * size).sqrt() * z

@@ -195,6 +195,15 @@ def test_unknown_scheduler_is_refused():
         EIScheduler.from_config(diffusers.ScoreSdeVeScheduler().config)
 
 
+def test_initial_noise_is_the_base_schedulers():
+    for theirs in (diffusers.EulerDiscreteScheduler(timestep_spacing="leading"), diffusers.EDMEulerScheduler()):
+        ours = EIScheduler.from_config(theirs.config, plan="ddim")
+        assert ours.init_noise_sigma == pytest.approx(float(theirs.init_noise_sigma))
+        ours.set_timesteps(7)
+        theirs.set_timesteps(7)
+        assert ours.init_noise_sigma == pytest.approx(float(theirs.init_noise_sigma))
+
+
 @pytest.mark.parametrize("grid", schedules.GRIDS)
 @pytest.mark.parametrize("schedule", ["vp", "ve", "edm", "flow"])
 def test_own_grids_run_from_noise_to_data(schedule, grid):
