@@ -98,6 +98,7 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
         self._base: SchedulerMixin | None = None
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
+        self._nodes: list[Node] = []
         self._calls: list[Call] = []
         self._forget()
 
@@ -165,6 +166,13 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
         if self._calls:
             return math.hypot(self._nodes[0].sigma, 1.0)
         return math.exp(-self.schedule.log_snr_range[0])
+
+    @property
+    def sigmas(self) -> Tensor:
+        """What diffusers calls sigma at every node [steps + 1]: sigma/alpha, or a flow's time; some pipelines read it."""
+        return torch.tensor(
+            [n.sigma if self.schedule.kind == "flow" or n.sigma == 0 else n.sigma / n.alpha for n in self._nodes]
+        )
 
     def set_mean(self, mean: Tensor | None) -> None:
         """The mean mu [as one sample, or the batch] of mean-reverting diffusion x_t = a x_0 + (1 - a) mu + s n (MRS)."""

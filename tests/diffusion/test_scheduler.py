@@ -202,6 +202,7 @@ def test_initial_noise_is_the_base_schedulers():
         ours.set_timesteps(7)
         theirs.set_timesteps(7)
         assert ours.init_noise_sigma == pytest.approx(float(theirs.init_noise_sigma))
+        torch.testing.assert_close(ours.sigmas, theirs.sigmas.to(ours.sigmas))
 
 
 @pytest.mark.parametrize("grid", schedules.GRIDS)
@@ -295,6 +296,19 @@ def test_step_compiles_without_a_graph_break(plan):
         warnings.simplefilter("ignore")  # torch's own, on tracing
         got = torch.compile(loop, backend="eager", fullgraph=True)(x)
     torch.testing.assert_close(got, expected)
+
+
+def test_compiled_step_called_from_an_eager_loop():
+    """More steps than torch recompiles: the rest runs eagerly, with the same result."""
+    scheduler, x = EIScheduler(plan="unipc2"), noise(2, 3, 4, 4)
+    expected = run(scheduler, x, 12, network=lambda x, t: x.tanh())
+    scheduler.set_timesteps(12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        step = torch.compile(scheduler.step, backend="eager")
+        for t in scheduler.timesteps:
+            x = step(x.tanh(), t, x, return_dict=False)[0]
+    torch.testing.assert_close(x, expected)
 
 
 @pytest.mark.cuda
