@@ -26,7 +26,7 @@ def node_at(schedule: Schedule, log_snr: float) -> Node:
 
 def grid_nodes(schedule: Schedule, config: Mapping[str, Any], steps: int) -> list[Node]:
     """steps + 1 nodes by the config's grid, log_snr_start, log_snr_end; final_sigmas_type "zero": the last is clean data."""
-    name, start, end = config["grid"], config["log_snr_start"], config["log_snr_end"]
+    name, start, end = config["grid"] or "log_snr", config["log_snr_start"], config["log_snr_end"]
     to_clean = config["final_sigmas_type"] == "zero"
     if to_clean and (steps == 1 or name in ("linspace", "trailing")):  # these end at the cleanest trained time by themselves
         return [*(node_at(schedule, lam) for lam in schedule.grid(name, steps, start)[:-1]), CLEAN]

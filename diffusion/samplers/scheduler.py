@@ -50,8 +50,9 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
     """Exponential-integrator sampling of VP, VE, EDM and flow networks under a per-step plan (see `plan.Step`).
 
     `from_config` accepts the config of any diffusers scheduler in `schedules.BASES` and keeps its grid, its coordinates and its
-    clipping. Without one, `schedule` and the beta fields define the noise, and `grid` the nodes: `final_sigmas_type` "zero"
-    adds a last step to clean data, "sigma_min" stops at the grid's end. `plan` is a preset's name or `Plan.to_dict()`.
+    clipping; `grid` then overrides the grid alone. Without one, `schedule` and the beta fields define the noise, and `grid` the
+    nodes: `final_sigmas_type` "zero" adds a last step to clean data, "sigma_min" stops at the grid's end. `plan` is a preset's
+    name or `Plan.to_dict()`.
     Arithmetic is float32 for half-precision samples, else the sample's; coefficients are float64.
     """
 
@@ -72,7 +73,7 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
         sigma_data: float | None = None,
         plan: Any = "unipc2",
         base: str | None = None,  # the diffusers class whose grid is used
-        grid: str = "log_snr",  # without a base: one of schedules.GRIDS
+        grid: str | None = None,  # one of schedules.GRIDS; None: the base's own, or log_snr without a base
         log_snr_start: float | None = None,
         log_snr_end: float | None = None,
         final_sigmas_type: str = "zero",
@@ -161,7 +162,7 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
         """Standard deviation of the initial noise."""
         if self.schedule.kind in ("vp", "flow"):
             return 1.0
-        if self.config.base:
+        if self.config.base and self.config.grid is None:
             return float((self._base or make_base(self.config)).init_noise_sigma)
         if self._calls:
             return math.hypot(self._nodes[0].sigma, 1.0)
@@ -197,7 +198,7 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
             raise InputError("Say how many sampling steps to take: set_timesteps(10).")
         if num_inference_steps is not None and num_inference_steps < 1:
             raise InputError(f"{num_inference_steps} sampling steps asked for; ask for at least one.")
-        self._base = make_base(self.config) if self.config.base else None
+        self._base = make_base(self.config) if self.config.base and self.config.grid is None else None
         if self.plan.steps[0].node is not None:
             self._nodes = [node_at(self.schedule, step.node) for step in self.plan.for_steps(num_inference_steps)]
             self._nodes.append(CLEAN if self.plan.end is None else node_at(self.schedule, self.plan.end))
@@ -205,7 +206,7 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
         elif self._base is not None:
             self._nodes, integer_times = base_nodes(self._base, self.schedule, num_inference_steps, custom)
         elif custom:
-            raise InputError(f"{', '.join(custom)} need a base scheduler; use EIScheduler.from_config, or grid= here.")
+            raise InputError(f"{', '.join(custom)} need a base scheduler's own grid; use from_config without grid=.")
         else:
             self._nodes, integer_times = grid_nodes(self.schedule, self.config, num_inference_steps), False
         self._steps = self.plan.for_steps(len(self._nodes) - 1)

@@ -182,6 +182,33 @@ def test_a_diffusers_scheduler_can_take_the_config_back():
     assert diffusers.DDIMScheduler.from_config(ours.config).config.beta_schedule == "scaled_linear"
 
 
+@pytest.mark.parametrize("base", ["DDIMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"])
+def test_another_grid_on_a_known_schedule(base, tmp_path):
+    """Nodes even in log-SNR for a network of diffusers, which says at what fractional time to ask it."""
+    ours = EIScheduler.from_config(getattr(diffusers, base)().config, plan="deis2", grid="log_snr")
+    assert run(ours, noise(1, 3, 4, 4) * ours.init_noise_sigma, 8).isfinite().all()
+    gaps = [b.log_snr - a.log_snr for a, b in zip(ours._nodes[:-2], ours._nodes[1:-1])]
+    assert max(gaps) - min(gaps) < 1e-9 and ours._nodes[-1].sigma == 0
+    ours.save_pretrained(tmp_path)
+    again = EIScheduler.from_pretrained(tmp_path)
+    again.set_timesteps(8)
+    assert torch.equal(again.timesteps, ours.timesteps)
+    with pytest.raises(InputError, match="own grid"):
+        ours.set_timesteps(sigmas=[0.9, 0.5])
+
+
+def test_custom_sigmas_and_timesteps_go_to_the_base():
+    flow = EIScheduler.from_config(diffusers.FlowMatchEulerDiscreteScheduler().config, plan="unipc2")
+    flow.set_timesteps(sigmas=[1.0, 0.6, 0.2], mu=0.7)
+    assert [round(n.sigma, 6) for n in flow._nodes] == [1.0, 0.6, 0.2, 0.0]
+    dpm = EIScheduler.from_config(diffusers.DPMSolverMultistepScheduler().config, plan="dpmpp2")
+    dpm.set_timesteps(timesteps=[999, 500, 100])
+    assert dpm.timesteps.tolist() == [999, 500, 100]
+    deis = EIScheduler.from_config(diffusers.DEISMultistepScheduler().config, plan="deis2")
+    with pytest.raises(InputError, match="no custom timesteps"):
+        deis.set_timesteps(timesteps=[999, 500])
+
+
 @pytest.mark.parametrize("name", sorted(schedules.BASES))
 def test_every_known_scheduler_is_recognised(name):
     theirs = getattr(diffusers, name)()
