@@ -70,7 +70,7 @@ def test_lml_direction_without_momentum_is_exactly_a_no_op():
 
 
 def test_what_lml_changes_without_momentum_is_rounding():
-    """In float32 the same formula moves the direction by per cents, in bfloat16 by its own size: cancellation, not a method."""
+    """In float32 the same formula moves the direction by 28 %, in bfloat16 by its own size: cancellation, not a method."""
     g = torch.Generator().manual_seed(0)
     noise = torch.randn(4 * 64 * 64, generator=g)
 
@@ -78,8 +78,9 @@ def test_what_lml_changes_without_momentum_is_rounding():
         moved = lml(noise.to(dtype), noise.to(dtype), 0.0, 1e-3).double()
         return float((moved - noise.to(dtype).double()).norm() / noise.double().norm())
 
-    assert 0.001 < deviation(torch.float32)
-    assert not deviation(torch.bfloat16) < 0.1  # or not even a number
+    assert deviation(torch.float64) < 1e-6
+    assert deviation(torch.float32) > 0.05
+    assert not deviation(torch.bfloat16) < 0.5  # or not even a number
 
 
 def variance_gap(window, steps):
