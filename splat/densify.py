@@ -8,7 +8,8 @@ To add a strategy: a dataclass with the same methods and its name in `Densify`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from splat.gaussians import Splats
 from splat.render import Rendering
 from splat.rotations import matrix_from_quat
+from splat.sh import C0
 
 DEAD = 0.005  # opacity below which a Gaussian no longer earns its keep; 3DGS's pruning threshold
 
@@ -31,9 +33,9 @@ class Edit:
 
 @dataclass(frozen=True)
 class Observations:
-    """What a strategy has seen since its last edit."""
+    """What a strategy goes by."""
 
-    gradient: Tensor  # [N] summed norm of the projected mean's gradient, in units of half an image
+    score: Tensor  # [N] since the last edit: summed norm of the projected mean's gradient, in units of half an image; or error
     seen: Tensor  # [N] number of views that drew the Gaussian
 
     @staticmethod
@@ -70,6 +72,11 @@ class NoDensify:
     """The number of Gaussians stays as initialised."""
 
     needs_means2d = False
+    error_views = 0  # photos whose error is measured before an edit
+
+    def edits_at(self, step: int, total: int) -> bool:
+        """Whether `propose` would edit after this step."""
+        return False
 
     def observe(self, seen: Observations, rendering: Rendering, width: int, height: int) -> Observations:
         return seen
@@ -101,7 +108,7 @@ class ClassicDensify(NoDensify):
         half_image = torch.tensor([width / 2, height / 2], device=seen.seen.device)
         norm = (rendering.means2d_probe.grad * half_image).norm(dim=-1)  # [C, N]
         drawn = rendering.radii > 0
-        return Observations(seen.gradient + (norm * drawn).sum(0), seen.seen + drawn.sum(0))
+        return Observations(seen.score + (norm * drawn).sum(0), seen.seen + drawn.sum(0))
 
     @torch.no_grad()
     def propose(
@@ -114,7 +121,7 @@ class ClassicDensify(NoDensify):
             return Edit(every_row, torch.zeros(n, dtype=torch.bool, device=device), {"opacity_logits": (every_row, low)})
         if step % self.every or not self.start * total <= step <= self.stop * total:
             return None
-        mean_gradient = seen.gradient / seen.seen.clamp_min(1)
+        mean_gradient = seen.score / seen.seen.clamp_min(1)
         size = splats.scales.amax(-1)
         wanted = mean_gradient > self.gradient
         keep = (splats.opacities > DEAD) & (size < self.huge * extent)
@@ -202,7 +209,86 @@ class MCMCDensify(NoDensify):
         return rows, (faint.covariances() @ noise[:, :, None]).squeeze(-1)
 
 
-Densify = NoDensify | ClassicDensify | MCMCDensify
+@dataclass(frozen=True)
+class ErrorDensify(NoDensify):
+    """Gaussians that take part in the photos' errors are split, faint ones removed, on a schedule that reaches the cap.
+
+    Where to split is drawn in proportion to the error of several photos, shared out by blending weight ("Revising
+    Densification in Gaussian Splatting", Rota Bulo et al. 2024, eq. 6; over many views as in FastGS, Ren et al. 2025); the
+    number of Gaussians follows a fixed curve ("Taming 3DGS", Mallick et al. 2024).
+    """
+
+    start: float = 0.03  # fraction of the fit before the first edit
+    full: float = 0.5  # fraction of the fit where the number of Gaussians reaches the cap
+    stop: float = 0.8  # fraction of the fit after which rows stay
+    edits: int = 30  # in all
+    error_views: int = 8  # photos whose error is measured before an edit
+    dead: float = 0.02  # opacity below which a Gaussian makes room for others
+    max_growth: float = 0.3  # share of the Gaussians that one edit may split
+
+    def edits_at(self, step: int, total: int) -> bool:
+        every = self._every(total)
+        return step % every == 0 and self.start * total <= step <= self.stop * total
+
+    def _every(self, total: int) -> int:
+        """Steps between edits."""
+        return max(round(total * (self.stop - self.start) / self.edits), 1)
+
+    @torch.no_grad()
+    def propose(
+        self, step: int, total: int, splats: Splats, seen: Observations, extent: float, cap: int, generator
+    ) -> Edit | None:
+        if not self.edits_at(step, total):
+            return None
+        stay = (splats.opacities > self.dead).nonzero().squeeze(-1)
+        alive = len(stay)
+        chance = seen.score[stay].clamp_min(0).double().cpu()
+        edits_left = 1 + max((self.full * total - step) // self._every(total), 0)  # this one included
+        target = min(round(alive * (cap / max(alive, 1)) ** (1 / edits_left)), cap)  # the same factor at every edit
+        count = min(target - alive, int(self.max_growth * alive), int((chance > 0).sum()))
+        if alive == 0 or (alive == len(splats) and count <= 0):  # nothing alive: keep what there is
+            return None
+        rows = torch.zeros(0, dtype=torch.long)
+        if count > 0:
+            rows = torch.multinomial(chance, count, generator=generator)
+        rows = rows.to(stay)
+        halves = torch.cat([rows, torch.arange(alive, alive + len(rows), device=rows.device)])
+        source = torch.cat([stay, stay[rows]])
+        fresh = torch.zeros(len(source), dtype=torch.bool, device=rows.device)
+        fresh[halves] = True
+        means, log_scales = split_along_the_longest_axis(splats[stay[rows]])
+        return Edit(source, fresh, {"means": (halves, means), "log_scales": (halves, log_scales)})
+
+
+Densify = NoDensify | ClassicDensify | MCMCDensify | ErrorDensify
+
+
+def split_along_the_longest_axis(splats: Splats) -> tuple[Tensor, Tensor]:
+    """Means [2 N, 3] and log scales [2 N, 3] of the halves, first all of one side: together they have the old covariance.
+
+    Two equal Gaussians of half the length, sqrt(3) / 2 standard deviations to either side of the old mean.
+    """
+    longest = splats.log_scales.argmax(-1, keepdim=True)  # [N, 1]
+    axes = matrix_from_quat(splats.quats)  # columns
+    axis = axes.gather(2, longest[:, None].expand(-1, 3, 1)).squeeze(-1)  # [N, 3]
+    offset = math.sqrt(0.75) * splats.scales.gather(1, longest) * axis
+    log_scales = splats.log_scales.scatter_add(1, longest, torch.full_like(longest, math.log(0.5), dtype=axis.dtype))
+    return torch.cat([splats.means + offset, splats.means - offset]), log_scales.repeat(2, 1)
+
+
+def error_shares(splats: Splats, draw: Callable[[Splats, int], tuple[Tensor, ...]], photos: Sequence[int]) -> Tensor:
+    """[N] the absolute colour errors of `photos`, in pixels, shared out to the Gaussians by their blending weights.
+
+    `draw(splats, photo)` gives the image, differentiable in `sh`, and its truth first, both [1, H, W, 3]. An image is linear
+    in the colours, so the gradient of its error-weighted sum with respect to a Gaussian's is the error under its weights.
+    """
+    total = torch.zeros(len(splats), device=splats.means.device)
+    for photo in photos:
+        sh = splats.sh.detach().requires_grad_()
+        image, truth, *_ = draw(replace(splats.detach(), sh=sh), photo)
+        error = (image.detach() - truth).abs()
+        total += torch.autograd.grad(image, sh, error / 3)[0][:, 0].sum(-1) / C0
+    return total
 
 
 def relocated(opacities: Tensor, log_scales: Tensor, copies: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ photographs need: regularisers, random background behind masked subjects, per-ph
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Generator
@@ -19,17 +20,19 @@ from torch import Tensor
 
 from splat.cameras import Cameras
 from splat.checkpoint import load_state, save_state
-from splat.densify import Densify, MCMCDensify, Observations, apply_edit
+from splat.densify import Densify, ErrorDensify, MCMCDensify, Observations, apply_edit, error_shares
 from splat.errors import InputError, StoppedLate
 from splat.gaussians import Splats
 from splat.losses import photometric
 from splat.metrics import psnr
 from splat.progress import Progress
 from splat.prune import visibility
-from splat.render import RenderOptions, render
+from splat.render import Rendering, RenderOptions, render
 from splat.rotations import se3_exp
 from splat.views import Views
 
+MANY_PHOTOS = 40
+COARSEST = 64  # px, long side below which no photo is drawn smaller
 LIMIT_EVERY = 50  # steps between two enforcements of `max_scale`
 # Bytes a Gaussian costs in training at SH degree 3: value, gradient, two Adam moments of 59 floats, and the renderer's
 # records and sums (about as much again).
@@ -62,6 +65,8 @@ class FitConfig:
     densify: Densify = field(default_factory=MCMCDensify)  # how Gaussians are added and removed
     max_gaussians: int = 100_000  # never more than this
     memory_budget: int | None = None  # bytes the fit may use; lowers the cap on Gaussians
+    # Photos drawn smaller at first: (until this fraction of the fit, at this scale), the first that holds.
+    coarse: tuple[tuple[float, float], ...] = ()
     # A new colour behind the splats at each step: masked subjects get a clean outline, whole photos get no see-through holes.
     random_background: Literal["never", "masked", "always"] = "always"
     background: tuple[float, float, float] = (1.0, 1.0, 1.0)  # sRGB that masked views are composited on, and renders show
@@ -75,6 +80,26 @@ class FitConfig:
     report_every: int = 25  # steps between progress events
     backend: str = "auto"  # renderer
     threads: int | None = None  # CPU threads of the renderer
+
+    @staticmethod
+    def for_photos(count: int, **changes) -> FitConfig:
+        """The defaults, or from `MANY_PHOTOS` on what is faster and better there; `changes` override fields of either.
+
+        Many photos leave little to guess: splitting where the error is, weak regularisers and fast view-dependent colours
+        then win, and lose with a dozen photos, where they explain each photo on its own (benchmarks/README.md).
+        """
+        if count < MANY_PHOTOS:
+            return FitConfig(**changes)
+        many = {
+            "densify": ErrorDensify(),
+            "coarse": ((0.15, 0.25), (0.4, 0.5)),
+            "opacity_regulariser": 0.002,
+            "scale_regulariser": 0.002,
+            "sh_every": 0.05,
+            "lr_sh0": 5e-3,
+            "lr_sh_rest": 2.5e-4,
+        }
+        return FitConfig(**(many | changes))
 
 
 @dataclass(frozen=True)
@@ -141,48 +166,57 @@ def fit(
     if state is not None and state.exists():
         step, running, seen = _restore(state, fingerprint, parameters, exposures, poses, optimiser, device)
 
+    def draw(splats: Splats, photo: int, backdrop: Tensor, options: RenderOptions) -> tuple[Tensor, Tensor, Rendering]:
+        """The photo as splats and exposure explain it, the photo itself on `backdrop` [both 1, H, W, 3], and the rendering."""
+        v, i = flat[photo]
+        view = scaled[v]
+        cameras, truth = view.cameras[i], view.images[i, None]
+        if config.refine_poses and photo > 0:
+            moved = se3_exp(poses[photo, None] * _pose_units(extent, poses)) @ cameras.cam_from_world
+            cameras = dataclasses.replace(cameras, cam_from_world=moved)
+        if view.masks is not None:
+            truth = truth + (1 - view.masks[i, None, ..., None]) * (backdrop - background)
+        rendering = render(
+            splats, cameras, dataclasses.replace(options, background=None if config.exposure else backdrop), config.backend
+        )
+        image = rendering.rgb
+        if config.exposure:
+            image = image * (1 + exposures[photo, 0]) + exposures[photo, 1] * rendering.alpha[..., None]
+            image = image + (1 - rendering.alpha[..., None]) * backdrop
+        return image, truth, rendering
+
+    background = torch.tensor(config.background, device=device)
+    scale, scaled = 1.0, views
     order, epoch = torch.empty(0, dtype=torch.long), -1
     while step < config.steps:
         if step // len(flat) != epoch:  # every view once, in a new order
             epoch = step // len(flat)
             order = torch.randperm(len(flat), generator=_generator(config.seed, -2 - epoch))
         photo = int(order[step % len(flat)])
-        v, i = flat[photo]
-        view, generator = views[v], _generator(config.seed, step)
+        wanted_scale = next((s for until, s in config.coarse if step < until * config.steps), 1.0)
+        if wanted_scale != scale:
+            scale, scaled = wanted_scale, [_smaller(v, wanted_scale) for v in views]
+        generator = _generator(config.seed, step)
         for group in optimiser.param_groups:
             if group["name"] == "means":
                 group["lr"] = extent * _decayed(config.lr_means, config.lr_means_final, step / config.steps)
                 lr_means = group["lr"]
 
         splats = _splats(parameters)
-        cameras = view.cameras[i]
-        if config.refine_poses and photo > 0:
-            cameras = dataclasses.replace(
-                cameras, cam_from_world=se3_exp(poses[photo, None] * _pose_units(extent, poses)) @ cameras.cam_from_world
-            )
-        truth = view.images[i, None]
-        backdrop = torch.tensor(config.background, device=device)
-        if config.random_background == "always" or (config.random_background == "masked" and view.masks is not None):
-            colour = torch.rand(3, generator=generator).to(device)
-            if view.masks is not None:
-                truth = truth + (1 - view.masks[i, None, ..., None]) * (colour - backdrop)
-            backdrop = colour
-        degree = min(config.sh_degree, int(step / max(config.sh_every * config.steps, 1)))
+        masked = views[flat[photo][0]].masks is not None
+        backdrop = background
+        if config.random_background == "always" or (config.random_background == "masked" and masked):
+            backdrop = torch.rand(3, generator=generator).to(device)
         options = RenderOptions(
-            sh_degree=degree,
+            sh_degree=min(config.sh_degree, int(step / max(config.sh_every * config.steps, 1))),
             antialiased=config.antialiased,
             track_means2d=config.densify.needs_means2d,
-            background=None if config.exposure else backdrop,
             threads=config.threads,
         )
         try:
-            rendering = render(splats, cameras, options, config.backend)
+            image, truth, rendering = draw(splats, photo, backdrop, options)
         except InputError as error:  # the last step's gradient made numbers that the renderer refuses
             raise _diverged(step, config) from error
-        image = rendering.rgb
-        if config.exposure:
-            image = image * (1 + exposures[photo, 0]) + exposures[photo, 1] * rendering.alpha[..., None]
-            image = image + (1 - rendering.alpha[..., None]) * backdrop
         photo_loss = photometric(image, truth, config.ssim_weight)
         loss = photo_loss
         if config.opacity_regulariser:
@@ -194,7 +228,7 @@ def fit(
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         if config.densify.needs_means2d:
-            seen = config.densify.observe(seen, rendering, cameras.width, cameras.height)
+            seen = config.densify.observe(seen, rendering, image.shape[2], image.shape[1])
         optimiser.step()
         step += 1
 
@@ -206,6 +240,11 @@ def fit(
                 parameters["means"][jitter[0]] += jitter[1]
         if step % LIMIT_EVERY == 0 or step == config.steps:
             _limit_scales(parameters, centers, config.max_scale)
+        if config.densify.error_views and config.densify.edits_at(step, config.steps):
+            photos = torch.randperm(len(flat), generator=generator)[: config.densify.error_views].tolist()
+            plain = functools.partial(draw, backdrop=background, options=dataclasses.replace(options, track_means2d=False))
+            shares = error_shares(_splats(parameters), plain, photos)
+            seen = Observations(shares, torch.ones_like(shares))
         edit = config.densify.propose(step, config.steps, _geometry(parameters), seen, extent, cap, generator)
         if edit is not None:
             apply_edit(edit, parameters, optimiser)
@@ -251,6 +290,11 @@ def _train_psnr(splats: Splats, views: list[Views], cameras: list[Cameras], gain
             values.append(float(psnr(image[0].clamp(0, 1), view.images[i])))
             photo += 1
     return sum(values) / len(values)
+
+
+def _smaller(view: Views, scale: float) -> Views:
+    long_side = max(view.size)
+    return view.limited(max(round(scale * long_side), min(COARSEST, long_side)))
 
 
 def _parameters(splats: Splats) -> dict[str, Tensor]:
@@ -348,7 +392,7 @@ def _fingerprint(views: list[Views], initial: Splats, config: FitConfig) -> str:
 
 def _save(state: Path, fingerprint: str, step: int, running: float, parameters, exposures, poses, optimiser, seen) -> None:
     tensors = {f"parameter.{k}": v for k, v in parameters.items()}
-    tensors |= {"exposures": exposures, "poses": poses, "seen.gradient": seen.gradient, "seen.seen": seen.seen}
+    tensors |= {"exposures": exposures, "poses": poses, "seen.score": seen.score, "seen.seen": seen.seen}
     for group in optimiser.param_groups:
         for key, value in optimiser.state.get(group["params"][0], {}).items():
             tensors[f"adam.{group['name']}.{key}"] = value
@@ -376,4 +420,4 @@ def _restore(state: Path, fingerprint: str, parameters, exposures, poses, optimi
         keys = ("step", "exp_avg", "exp_avg_sq")
         if f"adam.{name}.step" in tensors:
             optimiser.state[group["params"][0]] = {key: tensors[f"adam.{name}.{key}"] for key in keys}
-    return int(facts["step"]), float(facts["running"]), Observations(tensors["seen.gradient"], tensors["seen.seen"])
+    return int(facts["step"]), float(facts["running"]), Observations(tensors["seen.score"], tensors["seen.seen"])

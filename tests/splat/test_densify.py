@@ -1,12 +1,26 @@
 """Densification: rows, Adam's moments and the picture stay in step; what is grown, split, pruned and moved."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scenes import identity_camera, one_splat, random_splats
 
-from splat.densify import DEAD, ClassicDensify, Edit, MCMCDensify, NoDensify, Observations, apply_edit, relocated
+from splat.densify import (
+    DEAD,
+    ClassicDensify,
+    Edit,
+    ErrorDensify,
+    MCMCDensify,
+    NoDensify,
+    Observations,
+    apply_edit,
+    error_shares,
+    relocated,
+    split_along_the_longest_axis,
+)
 from splat.gaussians import Splats
 from splat.render import RenderOptions, render
 
@@ -116,6 +130,70 @@ def edited(splats, edit):
     return Splats(**values)
 
 
+class TestError:
+    def propose(self, splats, errors, step=500, cap=1000, **options):
+        seen = Observations(torch.tensor(errors), torch.ones(len(splats)))
+        return ErrorDensify(start=0, stop=1, edits=1000, **options).propose(step, 1000, splats, seen, 1.0, cap, generator())
+
+    def test_splits_where_the_error_is_and_drops_what_is_faint(self):
+        splats = scene([0.5, 0.01, 0.5, 0.5], [0.1] * 4)
+        edit = self.propose(splats, [1.0, 9.0, 0.0, 0.0], max_growth=1.0)
+        assert sorted(edit.source.tolist()) == [0, 0, 2, 3]
+        halves = edit.source == 0
+        assert edit.fresh.equal(halves)
+        after = edited(splats, edit)
+        assert not torch.equal(*after.means[halves])
+        torch.testing.assert_close(after.means[halves].mean(0), splats.means[0])
+        assert torch.equal(after.opacity_logits[halves], splats.opacity_logits[[0, 0]])
+
+    def test_the_same_factor_at_every_edit_reaches_the_cap(self):
+        splats, counts = scene([0.5] * 50, [0.1] * 50), [50]
+        for step in range(1, 12):
+            seen = Observations(torch.ones(len(splats)), torch.ones(len(splats)))
+            edit = ErrorDensify(start=0, full=0.5, stop=1, edits=20).propose(step, 20, splats, seen, 1.0, 100, generator(step))
+            splats = splats if edit is None else edited(splats, edit)
+            counts.append(len(splats))
+        growth = [b / a for a, b in itertools.pairwise(counts)]
+        assert counts[10] == counts[11] == 100 and min(growth[:10]) > 1.05 and max(growth[:10]) < 1.1
+
+    @pytest.mark.parametrize("opacities, errors", [([0.001] * 3, [1.0] * 3), ([0.5] * 3, [0.0] * 3)])
+    def test_nothing_alive_or_nothing_wrong_changes_nothing(self, opacities, errors):
+        assert self.propose(scene(opacities, [0.1] * 3), errors) is None
+
+    def test_never_beyond_the_cap(self):
+        assert self.propose(scene([0.5] * 5, [0.1] * 5), [1.0] * 5, cap=5) is None
+        assert len(self.propose(scene([0.5] * 5, [0.1] * 5), [1.0] * 5, step=500, cap=6, max_growth=1.0).source) == 6
+
+    def test_halves_together_have_the_old_mean_and_covariance(self):
+        splats = random_splats(30, seed=3).to(torch.float64)
+        means, log_scales = split_along_the_longest_axis(splats)
+        halves = Splats.cat([splats, splats])
+        halves = Splats(means, halves.quats, log_scales, halves.opacity_logits, halves.sh)
+        offsets = means - splats.means.repeat(2, 1)
+        spread = (halves.covariances() + offsets[:, :, None] * offsets[:, None, :]).unflatten(0, (2, 30)).mean(0)
+        torch.testing.assert_close(means.unflatten(0, (2, 30)).mean(0), splats.means)
+        torch.testing.assert_close(spread, splats.covariances())
+
+    def test_error_shares_are_the_error_under_each_gaussians_weights(self):
+        """By hand: the weights are how the picture answers to one Gaussian's red."""
+        splats = random_splats(6, degree=0, seed=1)
+        truth = torch.rand(1, 33, 33, 3, generator=generator())
+
+        def draw(splats, _photo):
+            return render(splats, identity_camera(), RenderOptions(), "reference").rgb, truth
+
+        image, _ = draw(splats, 0)
+        expected = []
+        for k in range(6):
+            redder = splats.sh.clone()
+            redder[k, 0, 0] += 1 / 0.28209479
+            weights = (draw(Splats(*[getattr(splats, f) for f in FIELDS[:4]], redder), 0)[0] - image)[0, ..., 0]
+            expected.append((weights * (image - truth)[0].abs().mean(-1)).sum())
+        shares = error_shares(splats, draw, [0, 0])
+        torch.testing.assert_close(shares, 2 * torch.stack(expected), rtol=1e-3, atol=1e-4)
+        assert shares.max() > 0.1
+
+
 class TestClassic:
     SMALL, LARGE, HUGE = 0.005, 0.02, 0.5  # of an extent of 1
 
@@ -176,11 +254,11 @@ class TestClassic:
         drawn = render(splats, identity_camera(), RenderOptions(track_means2d=True), "reference")
         (drawn.rgb * torch.rand(drawn.rgb.shape, generator=generator())).sum().backward()
         seen = ClassicDensify().observe(Observations.empty(2, "cpu"), drawn, 33, 33)
-        assert seen.seen.tolist() == [1, 0] and seen.gradient[1] == 0
+        assert seen.seen.tolist() == [1, 0] and seen.score[1] == 0
         expected = (drawn.means2d_probe.grad[0, 0] * 16.5).norm()
-        assert float(seen.gradient[0]) == pytest.approx(float(expected)) and expected > 0
+        assert float(seen.score[0]) == pytest.approx(float(expected)) and expected > 0
         again = ClassicDensify().observe(seen, drawn, 33, 33)
-        assert again.seen.tolist() == [2, 0] and float(again.gradient[0]) == pytest.approx(2 * float(expected))
+        assert again.seen.tolist() == [2, 0] and float(again.score[0]) == pytest.approx(2 * float(expected))
 
 
 class TestMCMC:

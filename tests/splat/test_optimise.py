@@ -15,7 +15,7 @@ import torch
 from scenes import orbit, random_splats
 
 from splat import optimise
-from splat.densify import ClassicDensify, MCMCDensify, NoDensify
+from splat.densify import ClassicDensify, ErrorDensify, MCMCDensify, NoDensify
 from splat.errors import InputError, StoppedLate
 from splat.gaussians import Splats
 from splat.optimise import BYTES_PER_GAUSSIAN, FitConfig, fit, gaussian_cap, scene_extent
@@ -75,7 +75,14 @@ def assert_same(a, b):
 
 
 QUICK_MCMC = MCMCDensify(start=0.1, stop=0.9, every=10)
+QUICK_ERROR = ErrorDensify(edits=8, error_views=2)
 QUICK_CLASSIC = ClassicDensify(start=0.1, stop=0.9, every=10, reset_at=(0.5,))
+
+
+def test_many_photos_have_defaults_of_their_own():
+    assert FitConfig.for_photos(8, steps=7) == FitConfig(steps=7)
+    many = FitConfig.for_photos(optimise.MANY_PHOTOS, steps=7, sh_every=0.3)
+    assert isinstance(many.densify, ErrorDensify) and many.coarse and (many.steps, many.sh_every) == (7, 0.3)
 
 
 class TestFit:
@@ -111,7 +118,7 @@ class TestFit:
             return real(splats, cameras, *rest)
 
         monkeypatch.setattr(optimise, "render", spy)
-        run([views(4)], disturbed(), config(steps=12))
+        run([views(4)], disturbed(), config(steps=12, densify=NoDensify()))
         epochs = [tuple(seen[i : i + 4]) for i in (0, 4, 8)]
         assert all(len(set(e)) == 4 for e in epochs) and len(set(epochs)) > 1  # each photo once, in changing order
 
@@ -124,8 +131,24 @@ class TestFit:
             return real(splats, cameras, options, backend)
 
         monkeypatch.setattr(optimise, "render", spy)
-        run([views()], disturbed(), config(steps=20, sh_degree=3, sh_every=0.25))
+        run([views()], disturbed(), config(steps=20, sh_degree=3, sh_every=0.25, densify=NoDensify()))
         assert degrees[:20] == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5
+
+    def test_photos_are_drawn_small_first(self, monkeypatch):
+        sizes = []
+        real = optimise.render
+
+        def spy(splats, cameras, *rest):
+            sizes.append((cameras.width, cameras.height))
+            assert cameras.project(torch.zeros(1, 3))[0][0, 0].tolist() == pytest.approx(
+                [cameras.width / 2, cameras.height / 2]
+            )
+            return real(splats, cameras, *rest)
+
+        monkeypatch.setattr(optimise, "render", spy)
+        large = views(2, width=160, height=96)
+        run([large], disturbed(), config(steps=10, densify=NoDensify(), coarse=((0.2, 0.25), (0.5, 0.5))))
+        assert sizes[:10] == [(64, 38)] * 2 + [(80, 48)] * 3 + [(160, 96)] * 5  # never below 64 pixels
 
     def test_locked_bands_do_not_move(self):
         result, _ = run([views()], disturbed(), config(steps=10, sh_every=1.0, densify=NoDensify()))
@@ -164,7 +187,7 @@ class TestFit:
 
 
 class TestRepeatability:
-    @pytest.mark.parametrize("densify", [QUICK_MCMC, QUICK_CLASSIC], ids=["mcmc", "classic"])
+    @pytest.mark.parametrize("densify", [QUICK_MCMC, QUICK_CLASSIC, QUICK_ERROR], ids=["mcmc", "classic", "error"])
     @pytest.mark.parametrize("masks", [False, True], ids=["plain", "masks"])
     def test_same_seed_same_bits(self, densify, masks):
         c = config(steps=40, densify=densify, exposure=True)
@@ -179,11 +202,13 @@ class TestRepeatability:
         [
             {"densify": QUICK_MCMC},
             {"densify": QUICK_CLASSIC, "exposure": True},
+            {"densify": QUICK_ERROR, "exposure": True, "coarse": ((0.6, 0.5),)},
             {"densify": QUICK_MCMC, "exposure": True, "refine_poses": True, "backend": "reference"},
         ],
-        ids=["mcmc", "classic and exposure", "mcmc, exposure, poses, reference"],
+        ids=["mcmc", "classic and exposure", "error, small first", "mcmc, exposure, poses, reference"],
     )
-    def test_stopped_anywhere_and_resumed_gives_the_same_bits(self, tmp_path, changes):
+    def test_stopped_anywhere_and_resumed_gives_the_same_bits(self, tmp_path, monkeypatch, changes):
+        monkeypatch.setattr(optimise, "COARSEST", 16)
         c = config(steps=40, **changes)
         undisturbed, _ = run([views(masks=True)], disturbed(), c)
         state = tmp_path / "fit.safetensors"
@@ -230,7 +255,7 @@ class TestRepeatability:
 
 
 class TestLimits:
-    @pytest.mark.parametrize("densify", [QUICK_MCMC, QUICK_CLASSIC], ids=["mcmc", "classic"])
+    @pytest.mark.parametrize("densify", [QUICK_MCMC, QUICK_CLASSIC, QUICK_ERROR], ids=["mcmc", "classic", "error"])
     def test_the_cap_is_reached_and_never_passed(self, densify):
         if isinstance(densify, ClassicDensify):
             densify = replace(densify, gradient=1e-7, reset_at=())
