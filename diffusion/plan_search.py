@@ -105,7 +105,7 @@ def search_compensation(problem: Problem, steps: int, preset: str = "unipc2", sw
     The paper fits each ratio to the state after its step; with the final error as the score no step is tuned for its own sake.
     The first two steps keep ratio 1, having too little history.
     """
-    plan = Plan(PRESETS[preset].for_steps(steps))
+    plan = _placed(problem, PRESETS[preset].for_steps(steps), np.linspace(problem.start, problem.end, steps + 1))
     best, evaluations = problem.error(plan, steps), 1
     for sweep in range(sweeps):
         for i in range(min(2, steps - 1), steps):
@@ -130,26 +130,21 @@ def search_plan(problem: Problem, steps: int, evaluations: int = 600, seed: int 
     g = np.random.default_rng(seed)
     even = np.linspace(problem.start, problem.end, steps + 1)
 
-    def placed(solvers: Sequence[Step], nodes: np.ndarray) -> Plan:
-        return Plan(tuple(replace(s, node=float(lam)) for s, lam in zip(solvers, nodes)), end=problem.end)
-
     def mutated(plan: Plan) -> Plan:
         nodes = np.array([step.node for step in plan.steps])
         if steps > 1:
             gaps = np.diff([*nodes, problem.end]) * np.exp(0.3 * g.standard_normal(steps) * (g.random(steps) < 0.6))
             nodes = problem.start + (problem.end - problem.start) * np.concatenate([[0], np.cumsum(gaps)[:-1]]) / gaps.sum()
         solvers = [_mutated_step(step, g) for step in plan.steps]
-        return placed(solvers, nodes)
+        return _placed(problem, solvers, nodes)
 
     def crossed(a: Plan, b: Plan) -> Plan:
         nodes = np.array([(x.node + y.node) / 2 for x, y in zip(a.steps, b.steps)])
-        return placed([x if g.random() < 0.5 else y for x, y in zip(a.steps, b.steps)], nodes)
+        return _placed(problem, [x if g.random() < 0.5 else y for x, y in zip(a.steps, b.steps)], nodes)
 
-    scored = [
-        (problem.error(plan, steps), i, plan)
-        for i, plan in enumerate(placed(PRESETS[n].for_steps(steps), even) for n in UNIFORM)
-    ]
-    baseline = UNIFORM[min(scored)[1]]
+    first = [_placed(problem, PRESETS[name].for_steps(steps), even) for name in UNIFORM]
+    scored = [(problem.error(plan, steps), i, plan) for i, plan in enumerate(first)]
+    baseline = UNIFORM[min(scored, key=lambda entry: entry[:2])[1]]
     for i in range(len(scored), evaluations):
         parents = sorted(scored, key=lambda entry: entry[:2])[:15]
         one, two = parents[g.integers(len(parents))][2], parents[g.integers(len(parents))][2]
@@ -158,6 +153,11 @@ def search_plan(problem: Problem, steps: int, evaluations: int = 600, seed: int 
         scored.append((problem.error(child, steps), i, child))
     best = min(scored, key=lambda entry: entry[:2])[2]
     return _gated(problem, best, PRESETS[baseline], baseline, steps, evaluations)
+
+
+def _placed(problem: Problem, solvers: Sequence[Step], nodes: np.ndarray) -> Plan:
+    """The steps with their nodes named, so that the plan is the same in every scheduler."""
+    return Plan(tuple(replace(s, node=float(lam)) for s, lam in zip(solvers, nodes)), end=problem.end)
 
 
 def _mutated_step(step: Step, g: np.random.Generator) -> Step:

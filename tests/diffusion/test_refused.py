@@ -53,6 +53,19 @@ def test_time_shift_finds_the_time_of_a_sample_where_the_data_vary_less():
         assert abs(float(scheduler.timesteps[1]) - true_time) < 5
 
 
+def test_a_loop_over_the_timesteps_sees_the_shifted_ones():
+    """As in a pipeline: it holds views of `timesteps`, which is written in place."""
+    scheduler = EIScheduler(plan=SHIFTING, data_variance=0.25)
+    scheduler.set_timesteps(6)
+    nominal, told = scheduler.timesteps.clone(), []
+    x = torch.randn(2, 2048, generator=torch.Generator().manual_seed(0))
+    for t in scheduler.timesteps:
+        told.append(float(t))
+        x = scheduler.step(0.9 * x, t, x).prev_sample
+    assert told == scheduler.timesteps.tolist() and told[0] == nominal[0] and told != nominal.tolist()
+    assert (scheduler.timesteps - nominal).abs().max() <= 30
+
+
 def lml(noise, previous, kappa, damping):
     """The Levenberg-Marquardt-Langevin direction as published: (I - w w^T / (damping + |w|^2)) e, brought back to |e|."""
     w = kappa * previous + (1 - kappa) * noise
