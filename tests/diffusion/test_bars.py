@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 from diffusion.gaussian_prior import GaussianPrior, stitched
 from diffusion.mixtures import Mixture, integrate
@@ -146,6 +147,12 @@ def test_plans_are_stored_for_what_they_were_found_for(guided_problems, tmp_path
     save_plan(tmp_path / "plan.json", found, mark)
     plan = load_plan(tmp_path / "plan.json", mark)
     assert plan.steps == found.plan.steps and plan.found_for["error"] == found.error
+    theirs = DDIMScheduler(prediction_type="sample", clip_sample=False)
+    scheduler = EIScheduler.from_config(theirs.config, plan=plan)  # the plan brings its own nodes
+    scheduler.set_timesteps(5)
+    held_out = guided_problems[1].held_out
+    error = (sample(held_out.denoise, scheduler, held_out.noise) - held_out.reference).pow(2).mean().sqrt()
+    assert float(error) == pytest.approx(found.error, rel=1e-6)
     for other in (
         fingerprint({"w": weights["w"] + 1}, schedule, {"scale": 7.5}),
         fingerprint(weights, {**schedule, "beta_end": 0.012}, {"scale": 7.5}),
