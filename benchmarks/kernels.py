@@ -30,6 +30,7 @@ from splat.losses import photometric
 from splat.metrics import ssim_map
 from splat.render import RenderOptions, render
 from splat.render.native import build
+from splat.render.native.adam import NativeAdam
 from splat.render.native.loss import fused_l1_ssim
 
 # splats, pixels a side, mean log-scale
@@ -135,7 +136,8 @@ def training_row(count: int, side: int, log_scale: float, degree: int, threads: 
         target = render(splats, view, options).rgb
     splats = splats.map(lambda x: (x + 0.01 * torch.randn_like(x)).requires_grad_())
     leaves = [splats.means, splats.quats, splats.log_scales, splats.opacity_logits, splats.sh]
-    adam = torch.optim.Adam(leaves, lr=1e-4, fused=True)
+    rates = [{"params": leaves, "lr": 1e-4}]
+    adam = NativeAdam(rates, threads=threads) if device == "cpu" else torch.optim.Adam(rates, fused=True)
 
     def step() -> None:
         image = render(splats, view, options).rgb
@@ -248,6 +250,10 @@ def plot(rows: list[dict], file: Path) -> None:
                 axes.loglog(*zip(*points), style, marker="o", color=f"C{threads}", label=name)
         axes.set(xlabel=label)
         axes.grid(alpha=0.3, which="both")
+        if along == "side":
+            sides = sorted({row["side"] for row in rows})
+            axes.set_xticks(sides, [str(side) for side in sides])
+            axes.minorticks_off()
     panels[0].set(ylabel="milliseconds")
     panels[0].legend(fontsize=8)
     figure.tight_layout()

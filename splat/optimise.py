@@ -27,7 +27,7 @@ from splat.losses import photometric
 from splat.metrics import psnr
 from splat.progress import Progress
 from splat.prune import visibility
-from splat.render import Rendering, RenderOptions, render
+from splat.render import Rendering, RenderOptions, native, render
 from splat.rotations import se3_exp
 from splat.views import Views
 
@@ -337,6 +337,10 @@ def _optimiser(
     if config.refine_poses:
         groups.append({"params": [poses], "lr": config.lr_poses, "name": "poses"})
     # eps as in 3DGS: gradients of single Gaussians are far below Adam's default of 1e-8.
+    if parameters["means"].device.type == "cpu" and native.available():
+        from splat.render.native.adam import NativeAdam
+
+        return NativeAdam(groups, eps=1e-15, threads=config.threads)
     return torch.optim.Adam(groups, eps=1e-15, fused=True)
 
 

@@ -7,6 +7,7 @@
 #include <thread>
 #include <vector>
 
+#include "adam.h"
 #include "scene.h"
 #include "ssim.h"
 
@@ -17,6 +18,7 @@ int32_t splatsmith_forward(const Scene*, const Lens*, const Images*, void**);
 int32_t splatsmith_backward(void*, const Scene*, const Lens*, const Images*, const Upstream*, const Gradients*);
 void splatsmith_release(void*);
 int32_t splatsmith_l1_ssim(const L1Ssim*);
+int32_t splatsmith_adam(const AdamArray*, int64_t, double, double, double, int32_t);
 }
 
 struct Random {
@@ -82,6 +84,11 @@ void run(uint64_t seed, int64_t n, int width, int height, int cameras, int degre
     auto gradient = filled(rgb.size());
     job.gradient = gradient.data();
     if (splatsmith_l1_ssim(&job) != 0) std::abort();
+    auto mean = filled(means.size()), square = mean, other = filled(quats.size()), other_square = other;
+    for (float& x : v_means) x = std::isfinite(x) ? x : 0;
+    AdamArray arrays[] = {{means.data(), v_means.data(), mean.data(), square.data(), 3 * n, 0.1f, 1},
+                          {quats.data(), v_quats.data(), other.data(), other_square.data(), 4 * n, 0.1f, 1}};
+    if (splatsmith_adam(arrays, 2, 0.9, 0.999, 1e-15, threads) != 0) std::abort();
     for (auto* values : {&rgb, &alpha, &depth, &gradient})
         for (float x : *values)
             if (!std::isfinite(x)) {

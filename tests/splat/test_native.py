@@ -1,5 +1,6 @@
 """The native renderer against the reference, in values and gradients, and its promises about threads."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -94,9 +95,10 @@ def test_cameras_in_one_call_are_the_cameras_one_by_one():
         assert torch.equal(alone.rgb[0], together.rgb[c]) and torch.equal(alone.radii[0], together.radii[c])
 
 
-@pytest.mark.parametrize("variant", build.cpu_variants())
-def test_every_variant_draws_the_same(variant, monkeypatch):
-    kernels = library.open_library(build.library_path(variant))
+# Without SSE2, the portable build takes the path of processors that are not x86.
+@pytest.mark.parametrize("variant, flags", [*((v, ()) for v in build.cpu_variants()), ("portable", ("-U__SSE2__",))])
+def test_every_variant_draws_the_same(variant, flags, monkeypatch):
+    kernels = library.open_library(build.library_path(variant, flags))
     monkeypatch.setattr(library, "load", lambda: kernels)
     cameras = Cameras.orbit(1, 3.0, 20, 50, 45, 37)
     assert_like_reference(random_splats(150, 2, seed=2), cameras, RenderOptions())
@@ -106,3 +108,11 @@ def test_every_variant_draws_the_same(variant, monkeypatch):
     best = render(splats, Cameras.orbit(1, 3.0, 20, 50, 200, 150), backend_name="native")
     error = (out.rgb - best.rgb).abs()
     assert error.mean() <= 1e-6 and error.flatten()[:: error.numel() // 30000].quantile(0.999) <= 1e-4
+
+
+def test_threads_sleep_between_calls():
+    splats, cameras = random_splats(20_000, 0, log_scale=-4), Cameras.orbit(1, 3.0, 20, 50, 200, 150)
+    render(splats, cameras, RenderOptions(threads=3), "native")
+    before = time.process_time()
+    time.sleep(0.4)
+    assert time.process_time() - before < 0.1

@@ -1,5 +1,7 @@
 """What must not break the native renderer: degenerate scenes, wrong tensors, several callers, no compiler."""
 
+import concurrent.futures
+import copy
 import logging
 import shutil
 import subprocess
@@ -17,8 +19,10 @@ from hypothesis import given, settings
 from splat.cameras import Cameras
 from splat.errors import BackendUnavailable, InputError
 from splat.gaussians import Splats
+from splat.optimise import FitConfig, fit
 from splat.render import RenderOptions, native, render
 from splat.render.native import build, library
+from splat.views import Views
 
 needs_kernels = pytest.mark.skipif(not native.available(), reason="no C++ compiler")
 FIELDS = ("means", "quats", "log_scales", "opacity_logits", "sh")
@@ -155,6 +159,51 @@ def test_wrong_tensors_are_python_errors(field, how):
     }[how]()  # fmt: skip
     with pytest.raises((TypeError, ValueError)):
         render(replace(splats, **{field: wrong}), CAMERAS, RenderOptions(), "native")
+
+
+@needs_kernels
+@pytest.mark.parametrize("how", ["double", "half", "meta", "shape", "column"])
+@pytest.mark.parametrize("what", ["cam_from_world", "K", "background"])
+def test_wrong_cameras_and_backgrounds_are_python_errors_or_are_mended(what, how):
+    background = torch.tensor([[0.2, 0.5, 0.9]])
+    x = background if what == "background" else getattr(CAMERAS, what)
+    wrong = {
+        "double": lambda: x.double(), "half": lambda: x.half(), "meta": lambda: x.to("meta"), "shape": lambda: x[..., :2],
+        "column": lambda: torch.stack([x, x], -1)[..., 0],
+    }[how]()  # fmt: skip
+
+    def draw(value):
+        cameras = copy.copy(CAMERAS)
+        if what != "background":
+            object.__setattr__(cameras, what, value)  # past the checks of Cameras
+        return render(splats_of(6), cameras, RenderOptions(background=value if what == "background" else background), "native")
+
+    if how == "column":  # strided, but right
+        assert torch.equal(draw(wrong).rgb, draw(x).rgb)
+    else:
+        with pytest.raises((TypeError, ValueError)):
+            draw(wrong)
+
+
+@needs_kernels
+def test_two_fits_at_once_give_what_each_gives_alone():
+    cameras = Cameras.orbit(3, 3.0, 20, 50, 40, 30)
+    with torch.no_grad():
+        photos = Views(render(splats_of(300, 9), cameras, backend_name="native").rgb.clamp(0, 1), ("a", "b", "c"), cameras)
+
+    def work(seed):
+        job = fit([photos], splats_of(200, seed), FitConfig(steps=30, max_gaussians=250, sh_degree=1, seed=seed, threads=2))
+        while True:
+            try:
+                next(job)
+            except StopIteration as end:
+                return end.value.splats
+
+    alone = [work(seed) for seed in range(2)]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(work, range(2)))
+    for a, b in zip(alone, together):
+        assert all(torch.equal(getattr(a, name), getattr(b, name)) for name in FIELDS)
 
 
 @needs_kernels

@@ -5,6 +5,7 @@
 #include <new>
 #include <vector>
 
+#include "adam.h"
 #include "scene.h"
 #include "ssim.h"
 
@@ -124,6 +125,13 @@ EXPORT void splatsmith_release(void* frame) { give_frame(static_cast<Frame*>(fra
 EXPORT int32_t splatsmith_l1_ssim(const L1Ssim* job) {
     return guarded([&] {
         l1_ssim(*job);
+        return (int)OK;
+    });
+}
+
+EXPORT int32_t splatsmith_adam(const AdamArray* arrays, int64_t count, double beta1, double beta2, double eps, int32_t threads) {
+    return guarded([&] {
+        adam(arrays, count, beta1, beta2, eps, threads);
         return (int)OK;
     });
 }

@@ -1,4 +1,4 @@
-"""The compiled kernels as Python sees them: structures of scene.h and ssim.h, and the loaded library."""
+"""The compiled kernels as Python sees them: structures of scene.h, ssim.h and adam.h, and the loaded library."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ OK, BAD_NUMBERS, OUT_OF_MEMORY = 0, 1, 2  # what the functions return
 Pointer = ctypes.c_void_p
 Int = ctypes.c_int32
 Float = ctypes.c_float
+Double = ctypes.c_double
 
 
 def _structure(name: str, **fields: type) -> type[ctypes.Structure]:
@@ -45,6 +46,9 @@ L1Ssim = _structure(
     "L1Ssim", image=Pointer, target=Pointer, weight=Pointer, gradient=Pointer, loss=Pointer, batch=ctypes.c_int64,
     height=ctypes.c_int64, width=ctypes.c_int64, ssim_weight=Float, threads=Int,
 )  # fmt: skip
+AdamArray = _structure(
+    "AdamArray", value=Pointer, gradient=Pointer, mean=Pointer, square=Pointer, count=ctypes.c_int64, rate=Float, root=Float,
+)  # fmt: skip
 
 
 def open_library(path: Path) -> ctypes.CDLL:
@@ -62,6 +66,8 @@ def open_library(path: Path) -> ctypes.CDLL:
     library.splatsmith_release.argtypes = [Pointer]
     library.splatsmith_l1_ssim.restype = Int
     library.splatsmith_l1_ssim.argtypes = [structure(L1Ssim)]
+    library.splatsmith_adam.restype = Int
+    library.splatsmith_adam.argtypes = [structure(AdamArray), ctypes.c_int64, Double, Double, Double, Int]
     return library
 
 

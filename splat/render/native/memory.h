@@ -8,9 +8,30 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#elif defined(_WIN32)
+#include <malloc.h>
 #endif
 
 namespace splatsmith {
+
+inline void* aligned_memory(size_t alignment, size_t bytes) {
+#if defined(_WIN32)
+    void* p = _aligned_malloc(bytes, alignment);
+    if (!p) throw std::bad_alloc();
+#else
+    void* p = nullptr;
+    if (posix_memalign(&p, alignment, bytes) != 0) throw std::bad_alloc();
+#endif
+    return p;
+}
+
+inline void release_memory(void* p) {
+#if defined(_WIN32)
+    _aligned_free(p);
+#else
+    std::free(p);
+#endif
+}
 
 template <class T>
 class Buffer {
@@ -21,12 +42,12 @@ class Buffer {
         swap(other);
         return *this;
     }
-    ~Buffer() { std::free(data_); }
+    ~Buffer() { release_memory(data_); }
 
     // Room for `count` items, never null; what was there is lost when it has to grow.
     T* reserve(size_t count) {
         if (count > capacity_ || !data_) {
-            std::free(std::exchange(data_, nullptr));
+            release_memory(std::exchange(data_, nullptr));
             capacity_ = 0;
             allocate(count + count / 4 + 16);
         }
@@ -54,8 +75,7 @@ class Buffer {
         size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
         size_t alignment = bytes >= 2 * huge_page ? huge_page : 64;
         bytes = (bytes + alignment - 1) / alignment * alignment;
-        void* p = nullptr;
-        if (posix_memalign(&p, alignment, bytes) != 0) throw std::bad_alloc();
+        void* p = aligned_memory(alignment, bytes);
 #if defined(__linux__)
         if (alignment == huge_page) madvise(p, bytes, MADV_HUGEPAGE);
 #endif
