@@ -147,6 +147,10 @@ def plan_photos(options: Photos) -> Plan:
         from recon.poses.from_file import load_poses
 
         load_poses(poses, found.photos)  # judged now, so that a bad file costs no work
+    else:
+        from recon.doctor import check_hope
+
+        check_hope(found)
     pixels = sum(p.image.numel() // 3 for p in found.photos)
     largest = max(max(p.size) for p in found.photos)
     fit_pixels = pixels * min(1.0, fit_side / largest) ** 2 / len(found.photos)
@@ -200,7 +204,8 @@ def _photos_work(
     torch.set_num_threads(place.threads)
     background = torch.tensor(plan.background)
     recon_config = _reconstruct_config(plan)
-    fit_config = FitConfig(
+    fit_config = FitConfig.for_photos(
+        len(photos),
         steps=preset.steps,
         checkpoint_every=max(10, min(250, preset.steps // 4)),
         sh_degree=preset.sh_degree,

@@ -92,12 +92,16 @@ def require_hope(diagnosis: Diagnosis) -> None:
 def check_hope(photo_set: PhotoSet) -> None:
     """Raise `InputError` with the reason when nothing can come of the set: too few photos, no texture, no depth.
 
-    Cheap for a good set: the first neighbours in name order that show depth end the check, a fifth of a second a pair.
+    Cheap for a good set: the first neighbours in name order that show depth end the check, a fifth of a second a pair. Photos
+    with texture that seem to have nothing in common pass: the pose solver has finer means to find it.
     """
     photos = photo_set.photos
     if any(overlap.show_depth(first, second) for first, second in pairwise(photos)):
         return
-    require_hope(examine(photo_set))
+    diagnosis = examine(photo_set)
+    textured = sum("almost no texture" not in finding.notes for finding in diagnosis.photos)
+    if textured < 2 or len(diagnosis.groups[0]) >= 2:
+        require_hope(diagnosis)
 
 
 # --- one photo -------------------------------------------------------------------------------------------------------

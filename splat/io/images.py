@@ -301,6 +301,10 @@ def _eight_bit(picture: Image.Image) -> Image.Image:
         return _to_srgb(picture, profile) if profile else picture.convert("RGB")
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")
+        if profile:
+            alpha = rgba.getchannel("A")
+            rgba = _to_srgb(rgba.convert("RGB"), profile).convert("RGBA")
+            rgba.putalpha(alpha)
         return rgba.convert("RGB") if rgba.getextrema()[3][0] == 255 else rgba.convert("RGBa")
     rgb = picture.convert("RGB")
     return _to_srgb(rgb, profile) if profile else rgb

@@ -156,12 +156,51 @@ def test_an_output_folder_without_permission(tmp_path, capsys, capture, monkeypa
     assert "Permission denied" in refused(capsys, tmp_path, capture.photos, "--poses", capture.poses)
 
 
+def wall(seed: int, width: int = 900, height: int = 700) -> torch.Tensor:
+    """[height, width, 3] patches of many sizes, no part like another."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = [torch.rand(1, 3, height // cell, width // cell, generator=generator) for cell in (6, 14, 40, 100)]
+    return sum(torch.nn.functional.interpolate(x, (height, width))[0] for x in layers).permute(1, 2, 0) / 4
+
+
+def turned(picture: torch.Tensor, degrees: float) -> torch.Tensor:
+    """The middle 480 x 360 of a wall, photographed by a camera of 600 px focal length that turned about its own centre."""
+    import cv2
+    import numpy as np
+
+    angle = np.radians(degrees)
+    turn = np.array([[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]])
+    here, there = (np.array([[600, 0, w / 2], [0, 600, h / 2], [0, 0, 1]]) for w, h in ((480, 360), picture.shape[1::-1]))
+    return torch.from_numpy(cv2.warpPerspective(picture.numpy(), here @ turn @ np.linalg.inv(there), (480, 360)))
+
+
+def grainy(picture: torch.Tensor, seed: int) -> torch.Tensor:
+    return (picture + 0.01 * torch.randn(picture.shape, generator=torch.Generator().manual_seed(seed))).clamp(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "told"),
+    [
+        (lambda: [torch.full((64, 96, 3), 0.3 + 0.1 * i) for i in range(3)], "almost no texture"),
+        (lambda: [grainy(turned(wall(0), 0), i) for i in range(3)], "the same view"),
+        (lambda: [grainy(turned(wall(0), 6.0 * i), i) for i in range(3)], "only turned on the spot"),
+    ],
+    ids=["textureless", "the same view three times", "turned on the spot"],
+)
+def test_photos_that_hold_no_depth_are_found_before_work(tmp_path, capsys, pictures, told):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, picture in enumerate(pictures()):
+        save_image(folder / f"{i}.png", picture)
+    assert told in refused(capsys, tmp_path, folder)
+
+
 def test_photos_that_cannot_work_stop_late_and_leave_no_result(tmp_path, capsys):
-    """Textureless photos: found by the pose solver, after work began."""
+    """Photos of different things, each with texture: only the pose solver can tell that they share nothing."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for i in range(3):
-        save_image(folder / f"{i}.png", torch.full((64, 96, 3), 0.3 + 0.1 * i))
+        save_image(folder / f"{i}.png", turned(wall(i), 0))
     refused(capsys, tmp_path, folder, status=4)
 
 

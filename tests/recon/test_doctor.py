@@ -108,8 +108,13 @@ def test_photos_without_texture() -> None:
     assert "almost no texture" in impossible(photo_set(blank))
 
 
-def test_unrelated_photos() -> None:
-    assert "no two of the 3 photos" in impossible(photo_set([torch.from_numpy(pattern(i)) for i in (20, 21, 22)]))
+def test_unrelated_photos_are_left_to_the_finer_means_of_the_pose_solver() -> None:
+    photos = photo_set([torch.from_numpy(pattern(i)) for i in (20, 21, 22)])
+    diagnosis = examine(photos)
+    assert diagnosis.verdict == "impossible" and "no two of the 3 photos" in diagnosis.problems[0]
+    check_hope(photos)
+    with pytest.raises(InputError, match="no two of the 3 photos"):
+        require_hope(diagnosis)
 
 
 def turned(image: np.ndarray, yaw_deg: float, focal: float) -> torch.Tensor:

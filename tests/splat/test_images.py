@@ -215,6 +215,11 @@ def test_wide_gamut_profile_is_brought_to_srgb(tmp_path: Path) -> None:
     profile[name : name + 8] = "odd!".encode("utf-16-be")
     Image.new("RGB", (40, 40), RED).save(tmp_path / "odd.png", icc_profile=bytes(profile))
     assert torch.allclose(read_image(tmp_path / "odd.png")[0][5, 5], torch.tensor([0.0, 1, 0]), atol=0.02)
+    cut_out = Image.new("RGBA", (40, 40), (*RED, 255))
+    cut_out.putpixel((0, 0), (0, 0, 0, 0))
+    cut_out.save(tmp_path / "cut.png", icc_profile=bytes(profile))
+    image, alpha, _ = read_image(tmp_path / "cut.png")
+    assert torch.allclose(image[5, 5], torch.tensor([0.0, 1, 0]), atol=0.02) and alpha is not None and alpha[5, 5] == 1
 
 
 # --- hostile files ---------------------------------------------------------------------------------------------------
