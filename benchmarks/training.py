@@ -2,6 +2,7 @@
 
     python benchmarks/training.py --data chair --side 400 --steps 1500 3000 4000
     python benchmarks/training.py --data chair --side 400 --densify default error mcmc --plot training.png
+    python benchmarks/training.py --data chair --side 800 --steps 7000 --max-gaussians 300000 --device cuda
 
 `--data` is a folder with transforms_train.json and transforms_test.json (NeRF-synthetic's form); every n-th test photo counts.
 The fit starts from random splats and does all that a fit does: random backgrounds, densification, pruning. Photos and the
@@ -19,8 +20,8 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: a spinning thread pool takes the renderer's cores
 
+import kernels  # beside this file
 import torch
-from kernels import machine  # beside this file
 
 from recon.initialise import random_splats, viewing_bound
 from recon.photos import PhotoConfig, composited, read_photos
@@ -40,9 +41,9 @@ STRATEGIES = {"default": None, "error": ErrorDensify, "mcmc": MCMCDensify, "clas
 def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
-    train, test = (load(args.data / f"transforms_{part}.json", args.side) for part in ("train", "test"))
+    train, test = (load(args.data / f"transforms_{part}.json", args.side).to(args.device) for part in ("train", "test"))
     test = test[range(0, len(test), args.every)]
-    facts = machine()
+    facts = kernels.machine()
     print("  ".join(f"{k} {v}" for k, v in facts.items()))
     print(f"{len(train)} training and {len(test)} test photos of {train.size[0]} x {train.size[1]}, {args.threads} threads")
     print(
@@ -75,6 +76,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--first", type=int, default=10_000, help="random splats at the start")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: gsplat's kernels in the same fit")
     parser.add_argument("--json", type=Path, help="file for the rows")
     parser.add_argument("--plot", type=Path, help="PNG of test PSNR over seconds; needs matplotlib")
     return parser.parse_args()
@@ -92,9 +94,10 @@ def measured(name: str, steps: int, train: Views, test: Views, args: argparse.Na
         FitConfig.for_photos(len(train), **settings) if name == "default" else FitConfig(densify=STRATEGIES[name](), **settings)
     )
     wall, cpu = time.perf_counter(), time.process_time()
-    centre, radius = viewing_bound([train.cameras], None)
-    first = random_splats(args.first, centre, radius)
+    centre, radius = viewing_bound([train.cameras.to("cpu")])
+    first = random_splats(args.first, centre, radius).to(args.device)
     result = result_of(fit([train], first, config))
+    kernels.finish(args.device)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     scores = list(quality(result.splats, test, args.threads))
     return {
@@ -116,7 +119,7 @@ def result_of(job):
 @torch.no_grad()
 def quality(splats: Splats, test: Views, threads: int) -> Iterator[tuple[float, float]]:
     """(PSNR, SSIM) of every test photo on white."""
-    options = RenderOptions(background=torch.ones(3), threads=threads)
+    options = RenderOptions(background=torch.ones(3, device=test.images.device), threads=threads)
     for i in range(len(test)):
         image = render(splats, test.cameras[i], options).rgb[0].clamp(0, 1)
         yield float(psnr(image, test.images[i])), float(ssim(image, test.images[i]))

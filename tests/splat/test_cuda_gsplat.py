@@ -16,7 +16,9 @@ from scenes import orbit, random_splats
 
 from splat.errors import BackendUnavailable
 from splat.gaussians import Splats
+from splat.optimise import MANY_PHOTOS, FitConfig, fit
 from splat.render import RenderOptions, cuda_gsplat, render
+from splat.views import Views
 
 F64 = torch.float64
 GPU = torch.cuda.is_available()
@@ -226,6 +228,29 @@ class TestAvailability:
         )
         with pytest.raises(BackendUnavailable, match="CUDA toolkit"):
             cuda_gsplat.load_rasterization()
+
+
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(not GPU, reason="no GPU")])]
+)
+def test_a_fit_stays_on_its_device_and_improves(device):
+    """The same lines on either; the settings are those for many photos, whose splitting measures errors of its own."""
+    splats, cameras = random_splats(200, seed=5).to(device), orbit(3, 48, 40).to(device)
+    with torch.no_grad():
+        photos = Views(render(splats, cameras).rgb.clamp(0, 1), ("a", "b", "c"), cameras)
+    start = splats.map(lambda x: (x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x))[:120])
+    found = []
+    for steps in (0, 80):
+        config = FitConfig.for_photos(MANY_PHOTOS, steps=steps, max_gaussians=200, sh_degree=1, max_scale=9.0)
+        job = fit([photos], start, config)
+        while True:
+            try:
+                next(job)
+            except StopIteration as end:
+                found.append(end.value)
+                break
+    assert found[1].splats.means.device.type == device and len(found[1].splats) > 120
+    assert found[1].train_psnr > found[0].train_psnr + 2
 
 
 @pytest.mark.cuda
