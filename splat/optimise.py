@@ -161,7 +161,7 @@ def fit(
     optimiser = _optimiser(parameters, exposures, poses, config, extent)
     seen = Observations.empty(len(initial), device)
     centers = torch.cat([v.cameras.centers for v in views])
-    fingerprint = _fingerprint(views, initial, config)
+    fingerprint = _fingerprint(views, initial, config, tuple(parameters))
     step, running = 0, None
     if state is not None and state.exists():
         step, running, seen = _restore(state, fingerprint, parameters, exposures, poses, optimiser, device)
@@ -298,26 +298,33 @@ def _smaller(view: Views, scale: float) -> Views:
 
 
 def _parameters(splats: Splats) -> dict[str, Tensor]:
-    """The leaves that Adam moves: SH split in two, because its bands learn at different rates."""
+    """The leaves that Adam moves. torch's Adam needs SH split in two, because its bands learn at different rates."""
     leaves = {
         "means": splats.means,
         "quats": splats.quats,
         "log_scales": splats.log_scales,
         "opacity_logits": splats.opacity_logits,
-        "sh0": splats.sh[:, :1],
-        "sh_rest": splats.sh[:, 1:],
     }
+    if _own_adam(splats.means.device):
+        leaves["sh"] = splats.sh
+    else:
+        leaves |= {"sh0": splats.sh[:, :1], "sh_rest": splats.sh[:, 1:]}
     return {name: x.detach().float().contiguous().clone().requires_grad_() for name, x in leaves.items()}
 
 
+def _own_adam(device: torch.device) -> bool:
+    return device.type == "cpu" and native.available()
+
+
 def _splats(p: dict[str, Tensor]) -> Splats:
-    sh = torch.cat([p["sh0"], p["sh_rest"]], dim=1)
+    sh = p["sh"] if "sh" in p else torch.cat([p["sh0"], p["sh_rest"]], dim=1)
     return Splats(p["means"], p["quats"], p["log_scales"], p["opacity_logits"], sh)
 
 
 def _geometry(p: dict[str, Tensor]) -> Splats:
     """The splats as densification sees them: without the higher SH bands, which are most of the memory."""
-    return Splats(p["means"], p["quats"], p["log_scales"], p["opacity_logits"], p["sh0"]).detach()
+    sh0 = p["sh"][:, :1] if "sh" in p else p["sh0"]
+    return Splats(p["means"], p["quats"], p["log_scales"], p["opacity_logits"], sh0).detach()
 
 
 def _optimiser(
@@ -330,16 +337,19 @@ def _optimiser(
         "opacity_logits": config.lr_opacity_logits,
         "sh0": config.lr_sh0,
         "sh_rest": config.lr_sh_rest,
+        "sh": config.lr_sh0,
     }
-    groups = [{"params": [parameters[name]], "lr": rate, "name": name} for name, rate in rates.items()]
+    groups = [{"params": [x], "lr": rates[name], "name": name} for name, x in parameters.items()]
     if config.exposure:
         groups.append({"params": [exposures], "lr": config.lr_exposure, "name": "exposures"})
     if config.refine_poses:
         groups.append({"params": [poses], "lr": config.lr_poses, "name": "poses"})
     # eps as in 3DGS: gradients of single Gaussians are far below Adam's default of 1e-8.
-    if parameters["means"].device.type == "cpu" and native.available():
+    if "sh" in parameters:
         from splat.render.native.adam import NativeAdam
 
+        (bands,) = (group for group in groups if group["name"] == "sh")
+        bands |= {"head": 3, "lr_later": config.lr_sh_rest}  # the three colours of band 0 come first in every row
         return NativeAdam(groups, eps=1e-15, threads=config.threads)
     return torch.optim.Adam(groups, eps=1e-15, fused=True)
 
@@ -379,9 +389,9 @@ def _moved_cameras(views: list[Views], poses: Tensor, extent: float) -> list[Cam
     return moved
 
 
-def _fingerprint(views: list[Views], initial: Splats, config: FitConfig) -> str:
+def _fingerprint(views: list[Views], initial: Splats, config: FitConfig, leaves: tuple[str, ...]) -> str:
     """SHA-256 of everything that decides the result, so that a state of other inputs is never continued."""
-    decisive = dataclasses.asdict(config)
+    decisive = dataclasses.asdict(config) | {"leaves": leaves}  # a state of a GPU has other ones
     for name in ("threads", "report_every", "checkpoint_every"):  # these change when and where, not what
         del decisive[name]
     sha = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode())

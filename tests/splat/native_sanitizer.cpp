@@ -86,8 +86,8 @@ void run(uint64_t seed, int64_t n, int width, int height, int cameras, int degre
     if (splatsmith_l1_ssim(&job) != 0) std::abort();
     auto mean = filled(means.size()), square = mean, other = filled(quats.size()), other_square = other;
     for (float& x : v_means) x = std::isfinite(x) ? x : 0;
-    AdamArray arrays[] = {{means.data(), v_means.data(), mean.data(), square.data(), 3 * n, 0.1f, 1},
-                          {quats.data(), v_quats.data(), other.data(), other_square.data(), 4 * n, 0.1f, 1}};
+    AdamArray arrays[] = {{means.data(), v_means.data(), mean.data(), square.data(), 3 * n, 0.1f, 0.1f, 1, 1, 1},
+                          {quats.data(), v_quats.data(), other.data(), other_square.data(), 4 * n, 0.1f, 0.2f, 1, 3, 4}};
     if (splatsmith_adam(arrays, 2, 0.9, 0.999, 1e-15, threads) != 0) std::abort();
     for (auto* values : {&rgb, &alpha, &depth, &gradient})
         for (float x : *values)

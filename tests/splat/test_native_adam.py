@@ -41,6 +41,21 @@ def test_same_values_and_state_as_torch(eps):
     assert float(state[1]["step"]) == 4  # the step without a gradient did not count
 
 
+@pytest.mark.parametrize("terms", [1, 4, 9, 16])
+def test_two_rates_in_one_row_are_two_groups(terms):
+    g = torch.Generator().manual_seed(0)
+    whole = torch.randn(1001, terms, 3, generator=g).requires_grad_()
+    head, later = (x.detach().clone().requires_grad_() for x in (whole[:, :1], whole[:, 1:]))
+    one = NativeAdam([{"params": [whole], "lr": 0.1, "lr_later": 0.01, "head": 3}])
+    two = NativeAdam([{"params": [head], "lr": 0.1}, {"params": [later], "lr": 0.01}])
+    for _ in range(3):
+        whole.grad = torch.randn(whole.shape, generator=g)
+        head.grad, later.grad = whole.grad[:, :1].contiguous(), whole.grad[:, 1:].contiguous()
+        one.step()
+        two.step()
+    assert torch.equal(whole, torch.cat([head, later], dim=1))
+
+
 def test_same_bits_for_any_number_of_threads():
     results = []
     for threads in (1, 2, 3):

@@ -14,7 +14,8 @@ from splat.render.native.library import AdamArray, address
 class NativeAdam(torch.optim.Adam):
     """`torch.optim.Adam` for contiguous float32 CPU parameters, to rounding; the state has the same form.
 
-    Knows neither weight decay nor amsgrad. `threads` is the renderer's.
+    A group with `lr_later` and `head` uses `lr` for the first `head` floats of every row of its parameters, and `lr_later` for
+    the others. Knows neither weight decay nor amsgrad. `threads` is the renderer's.
     """
 
     def __init__(self, params, eps: float = 1e-8, threads: int | None = None) -> None:
@@ -34,8 +35,12 @@ class NativeAdam(torch.optim.Adam):
                 t = float(state["step"])
                 tensors = (parameter, parameter.grad.contiguous(), state["exp_avg"], state["exp_avg_sq"])
                 alive.append(tensors)
-                rate, root = group["lr"] / (1 - beta1**t), 1 / math.sqrt(1 - beta2**t)
-                arrays.append(AdamArray(*map(address, tensors), parameter.numel(), rate, root))
+                correction, root = 1 - beta1**t, 1 / math.sqrt(1 - beta2**t)
+                row = parameter[0].numel() if "head" in group and len(parameter) else 1
+                rates = (group["lr"] / correction, group.get("lr_later", group["lr"]) / correction)
+                arrays.append(
+                    AdamArray(*map(address, tensors), parameter.numel(), *rates, root, min(group.get("head", 1), row), row)
+                )
         first = self.param_groups[0]
         status = library.load().splatsmith_adam(
             (AdamArray * len(arrays))(*arrays), len(arrays), *first["betas"], first["eps"], self.threads

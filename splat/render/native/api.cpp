@@ -106,6 +106,7 @@ EXPORT int32_t splatsmith_backward(void* frame, const Scene* scene, const Lens* 
                                    const Gradients* out) {
     return guarded([&] {
         Frame& work = *static_cast<Frame*>(frame);
+        prefer_huge_pages(out->sh, sizeof(float) * 3 * scene->terms * scene->count);  // the one large array of gradients
         size_t pixels = size_t(lens->width) * lens->height;
         for (int c = 0; c < lens->cameras; ++c) {
             const CameraState& state = *work.cameras[c];

@@ -47,7 +47,8 @@ L1Ssim = _structure(
     height=ctypes.c_int64, width=ctypes.c_int64, ssim_weight=Float, threads=Int,
 )  # fmt: skip
 AdamArray = _structure(
-    "AdamArray", value=Pointer, gradient=Pointer, mean=Pointer, square=Pointer, count=ctypes.c_int64, rate=Float, root=Float,
+    "AdamArray", value=Pointer, gradient=Pointer, mean=Pointer, square=Pointer, count=ctypes.c_int64, rate=Float,
+    later_rate=Float, root=Float, head=Int, row=Int,
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <new>
 #include <utility>
@@ -30,6 +31,18 @@ inline void release_memory(void* p) {
     _aligned_free(p);
 #else
     std::free(p);
+#endif
+}
+
+// Asks for large pages for memory that is written soon and may be new: a first write then costs a fault every 2 MiB.
+inline void prefer_huge_pages(void* p, size_t bytes) {
+#if defined(__linux__)
+    constexpr uintptr_t huge_page = uintptr_t(1) << 21;
+    uintptr_t first = (reinterpret_cast<uintptr_t>(p) + huge_page - 1) & ~(huge_page - 1);
+    uintptr_t end = (reinterpret_cast<uintptr_t>(p) + bytes) & ~(huge_page - 1);
+    if (end > first) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+#else
+    (void)p, (void)bytes;
 #endif
 }
 
@@ -76,9 +89,7 @@ class Buffer {
         size_t alignment = bytes >= 2 * huge_page ? huge_page : 64;
         bytes = (bytes + alignment - 1) / alignment * alignment;
         void* p = aligned_memory(alignment, bytes);
-#if defined(__linux__)
-        if (alignment == huge_page) madvise(p, bytes, MADV_HUGEPAGE);
-#endif
+        if (alignment == huge_page) prefer_huge_pages(p, bytes);
         data_ = static_cast<T*>(p);
         capacity_ = bytes / sizeof(T);
     }
