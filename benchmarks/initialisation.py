@@ -171,7 +171,8 @@ def measured(
     initial = first_splats(start, seed, train, sparse, dense, maps, args)
     first = scores(initial, test, args.threads)
     masked = all(v.masks is not None for v in train)
-    config = FitConfig(steps=args.steps, max_gaussians=args.max_gaussians, seed=seed, exposure=not masked, threads=args.threads)
+    settings = {"steps": args.steps, "max_gaussians": args.max_gaussians, "seed": seed, "threads": args.threads}
+    config = FitConfig.for_photos(sum(len(v) for v in train), exposure=not masked, **settings)
     before = time.process_time()
     result = result_of(fit(train, initial, config))
     seconds = time.process_time() - before
