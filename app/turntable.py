@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from splat.cameras import Cameras, intrinsics
+from splat.cameras import Cameras, intrinsics, nearest_to_axes
 from splat.gaussians import Splats
 from splat.render import RenderOptions, render
 
@@ -105,11 +105,7 @@ def subject(captured: Sequence[Cameras], splats: Splats) -> Tensor:
     centers = torch.cat([c.centers for c in captured]).double().cpu()
     forward = torch.cat([c.forward for c in captured]).double().cpu()
     guess = (centers + forward * _middle_depth(captured, splats)).mean(0)
-    across = torch.eye(3, dtype=torch.float64) - forward[:, :, None] * forward[:, None, :]  # [C, 3, 3]
-    pull = 0.02  # of the mean projector; parallel axes leave one eigenvalue near 0
-    left = across.mean(0) + pull * torch.eye(3, dtype=torch.float64)
-    right = (across @ centers[:, :, None]).mean(0).squeeze(-1) + pull * guess
-    point = torch.linalg.solve(left, right)
+    point = nearest_to_axes(centers, forward, guess, pull=0.02)
     in_front = ((point - centers) * forward).sum(-1).median() > 0
     return point if in_front else guess  # cameras that look outwards have no common point
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from splat.cameras import Cameras
+from splat.cameras import Cameras, nearest_to_axes
 from splat.points import PointCloud
 from splat.similarity import Similarity
 
@@ -76,10 +76,7 @@ def look_at_point(forward: Tensor, centers: Tensor, fallback: Tensor | None) -> 
     middle = centers.median(dim=0).values
     spread = float((centers - middle).norm(dim=-1).max())
     guess = middle + forward.mean(0) * (2 * spread or 1.0) if fallback is None else fallback
-    across = torch.eye(3, dtype=torch.float64) - forward[:, :, None] * forward[:, None, :]  # [C, 3, 3]
-    system = across.mean(0) + ROLL_VARIANCE * torch.eye(3, dtype=torch.float64)
-    target = (across @ centers[:, :, None]).squeeze(-1).mean(0) + ROLL_VARIANCE * guess
-    point = torch.linalg.solve(system, target)
+    point = nearest_to_axes(centers, forward, guess, pull=ROLL_VARIANCE)
     in_front = ((point - centers) * forward).sum(-1) > 0
     if in_front.double().mean() >= 0.7:
         return point

@@ -153,11 +153,9 @@ def _lifted(view: Views, i: int, depth: Tensor, empty: Tensor, config: CompleteC
     colour = view[[i]].resized(fine.width, fine.height).images[0]
     y, x = empty.repeat_interleave(k, 0).repeat_interleave(k, 1).nonzero().unbind(-1)
     z = depth[y, x]
-    K, world_from_cam = fine.K[0], fine.world_from_cam[0]
-    ray = torch.stack([(x + 0.5 - K[0, 2]) / K[0, 0], (y + 0.5 - K[1, 2]) / K[1, 1], torch.ones_like(z)], -1)
-    xyz = (ray * z[:, None]) @ world_from_cam[:3, :3].T + world_from_cam[:3, 3]
+    xyz = fine.unproject(fine.pixel_centers[y, x], z)[0]
     confidence = torch.full_like(z, config.confidence)
-    return PointCloud(xyz, colour[y, x], confidence, z / K[0, 0])  # one fine pixel is the footprint
+    return PointCloud(xyz, colour[y, x], confidence, z / fine.K[0, 0, 0])  # one fine pixel is the footprint
 
 
 def _stand_in_front(xyz: Tensor, seers: list[tuple[Cameras, Tensor]], config: CompleteConfig) -> Tensor:

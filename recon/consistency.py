@@ -20,21 +20,7 @@ class Posed:
 
     def points(self) -> Tensor:
         """[H, W, 3] world points; those of unknown depth are meaningless."""
-        return unproject(self.camera, self.map.depth)
-
-
-def unproject(camera: Cameras, depth: Tensor) -> Tensor:
-    """Depth [H, W] on the pixel grid of `camera` (batch of one) -> world points [H, W, 3]."""
-    height, width = depth.shape
-    K = camera.K[0]
-    v, u = torch.meshgrid(
-        torch.arange(height, device=depth.device) + 0.5, torch.arange(width, device=depth.device) + 0.5, indexing="ij"
-    )
-    y = (v - K[1, 2]) / K[1, 1]
-    x = (u - K[0, 2] - K[0, 1] * y) / K[0, 0]
-    in_cam = torch.stack([x * depth, y * depth, depth], dim=-1)
-    world_from_cam = camera.world_from_cam[0]
-    return in_cam @ world_from_cam[:3, :3].T + world_from_cam[:3, 3]
+        return self.camera.unproject(self.camera.pixel_centers, self.map.depth)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from splat import sh
-from splat.cameras import Cameras
+from splat.cameras import Cameras, nearest_to_axes
 from splat.errors import InputError
 from splat.gaussians import Splats
 from splat.points import PointCloud
@@ -134,18 +134,6 @@ def random_splats(count: int, centre: Tensor, radius: float, config: InitialConf
     return _round_splats(xyz, rgb, size, config)
 
 
-def background_shell(count: int, centre: Tensor, radius: float, config: InitialConfig | None = None) -> Splats:
-    """`count` grey splats on the sphere of `radius` round `centre` [3], big enough to touch: a sky to be coloured in."""
-    config = config or InitialConfig()
-    i = torch.arange(count, dtype=torch.float64)
-    z = 1 - (2 * i + 1) / count
-    angle = i * math.pi * (3 - 5**0.5)  # golden angle: even spacing without randomness
-    ring = (1 - z * z).sqrt()
-    xyz = centre.float().cpu() + radius * torch.stack([ring * angle.cos(), z, ring * angle.sin()], dim=-1).float()
-    size = torch.full((count,), radius * math.sqrt(4 * math.pi / count) / 2)
-    return _round_splats(xyz, torch.full((count, 3), 0.5), size, config)
-
-
 def viewing_bound(cameras: list[Cameras], points: PointCloud | None = None) -> tuple[Tensor, float]:
     """(centre [3], radius) of the ball worth filling: robust extent of the points, else round where the cameras look."""
     if points is not None and len(points) >= 10:
@@ -153,6 +141,6 @@ def viewing_bound(cameras: list[Cameras], points: PointCloud | None = None) -> t
         return centre, 1.5 * float(torch.quantile((points.xyz - centre).norm(dim=1), 0.9))
     centres = torch.cat([c.centers for c in cameras]).double()
     axes = torch.cat([c.forward for c in cameras]).double()
-    normal = torch.eye(3, dtype=torch.float64) - axes[:, :, None] * axes[:, None, :]
-    focus = torch.linalg.lstsq(normal.sum(0), (normal @ centres[:, :, None]).sum(0), driver="gelsd").solution[:, 0]
+    origin = torch.zeros(3, dtype=torch.float64)  # of the result's frame: its subject; decides for parallel axes alone
+    focus = nearest_to_axes(centres, axes, origin, pull=1e-6)
     return focus.float(), 0.5 * float((centres - focus).norm(dim=1).median())

@@ -90,6 +90,23 @@ class Cameras:
         depth = in_cam[..., 2]
         return homogeneous[..., :2] / torch.where(depth.abs() < 1e-12, torch.ones_like(depth), depth)[..., None], depth
 
+    @property
+    def pixel_centers(self) -> Tensor:
+        """[H, W, 2] x and y of the centre of every pixel."""
+        x, y = (torch.arange(n, device=self.K.device).to(self.K) + 0.5 for n in (self.width, self.height))
+        return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+
+    def unproject(self, pixels: Tensor, depth: Tensor) -> Tensor:
+        """The inverse of `project`: pixels [..., N, 2] at `depth` [..., N] -> world points [..., N, 3].
+
+        The leading dimensions broadcast against [C]; to one camera any will do, such as [H, W, 2] and [H, W].
+        """
+        K = self.K[:, :, :, None]  # [C, 3, 3, 1]
+        y = (pixels[..., 1] - K[:, 1, 2]) / K[:, 1, 1]
+        x = (pixels[..., 0] - K[:, 0, 2] - K[:, 0, 1] * y) / K[:, 0, 0]
+        in_cam = torch.stack(torch.broadcast_tensors(x * depth, y * depth, depth), dim=-1)
+        return in_cam @ self.cam_from_world[:, :3, :3] + self.centers[:, None]
+
     @staticmethod
     def from_opengl(world_from_cam: Tensor, K: Tensor, width: int, height: int) -> Cameras:
         """OpenGL/Blender/NeRF poses (camera looks along -z, +y up) [C, 4, 4], rigid, same world."""
@@ -141,6 +158,18 @@ class Cameras:
         )
         K = intrinsics(0.5 * width / math.tan(math.radians(fov_deg) / 2), width, height)
         return Cameras.look_at(target + radius * offset, target, torch.tensor([0.0, 1, 0]), K, width, height)
+
+
+def nearest_to_axes(centers: Tensor, forward: Tensor, guess: Tensor, pull: float) -> Tensor:
+    """[3] the point nearest to all optical axes in least squares: `forward` [C, 3] unit through `centers` [C, 3].
+
+    Drawn to `guess` [3] with weight `pull`, against 1 of all axes together: it decides where the axes are parallel.
+    """
+    identity = torch.eye(3, dtype=centers.dtype, device=centers.device)
+    across = identity - forward[:, :, None] * forward[:, None, :]  # [C, 3, 3]
+    system = across.mean(0) + pull * identity
+    target = (across @ centers[:, :, None]).squeeze(-1).mean(0) + pull * guess
+    return torch.linalg.solve(system, target)
 
 
 def intrinsics(focal: float, width: int, height: int) -> Tensor:

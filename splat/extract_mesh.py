@@ -111,10 +111,7 @@ def surface_depth(splats: Splats, camera: Cameras, config: MeshConfig) -> tuple[
 
 def _points(camera: Cameras, depth: Tensor) -> Tensor:
     """[H, W, 3] world points of one camera's depth [H, W]; its centre where the depth is 0."""
-    x, y = torch.arange(camera.width) + 0.5, torch.arange(camera.height) + 0.5
-    pixels = torch.stack([*torch.meshgrid(x, y, indexing="xy"), torch.ones_like(depth)], dim=-1)
-    in_cam = (pixels @ torch.linalg.inv(camera.K[0]).T) * depth[..., None]
-    return in_cam @ camera.cam_from_world[0, :3, :3] + camera.centers[0]
+    return camera.unproject(camera.pixel_centers, depth)
 
 
 def _undenied(views: list, config: MeshConfig) -> list:

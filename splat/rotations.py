@@ -54,17 +54,6 @@ def quat_multiply(p: Tensor, q: Tensor) -> Tensor:
     )
 
 
-def rotation_between(a: Tensor, b: Tensor) -> Tensor:
-    """[3], [3] non-zero -> [3, 3] the smallest rotation that turns direction `a` into direction `b`."""
-    a = torch.nn.functional.normalize(a.double(), dim=0)
-    b = torch.nn.functional.normalize(b.double(), dim=0)
-    w = 1 + a @ b
-    if w < 1e-9:  # opposite: half a turn about any perpendicular axis
-        axis = torch.linalg.cross(a, torch.eye(3, dtype=a.dtype)[int(a.abs().argmin())])
-        return matrix_from_quat(torch.cat([torch.zeros(1, dtype=a.dtype), axis]))
-    return matrix_from_quat(torch.cat([w[None], torch.linalg.cross(a, b)]))
-
-
 def se3_exp(tangent: Tensor) -> Tensor:
     """[..., 6] (translation part, then rotation vector in radians) -> [..., 4, 4] rigid motion. Differentiable at zero."""
     rho, omega = tangent[..., :3], tangent[..., 3:]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from recon.priors.matching import Photo, in_frame, neighbour, normalised, sample
+from splat.cameras import nearest_to_axes
 from splat.points import PointCloud
 
 log = logging.getLogger(__name__)
@@ -48,10 +49,10 @@ def _focus(centres: Tensor, axes: Tensor) -> Tensor | None:
 
     That is, when the axes are within about two degrees of parallel, or the point is behind one camera in five.
     """
-    normal = (torch.eye(3, dtype=centres.dtype, device=centres.device) - axes[:, :, None] * axes[:, None, :]).cpu()
-    if float(torch.linalg.eigvalsh(normal.mean(0))[0]) < 0.03**2:
+    parallel = torch.linalg.eigvalsh((axes.T @ axes / len(axes)).cpu())[-1]  # 1 where all axes are
+    if 1 - float(parallel) < 0.03**2:
         return None
-    focus = torch.linalg.solve(normal.sum(0), (normal @ centres.cpu()[:, :, None]).sum(0))[:, 0].to(centres)
+    focus = nearest_to_axes(centres.cpu(), axes.cpu(), torch.zeros(3, dtype=centres.dtype), pull=0.0).to(centres)
     ahead = ((focus - centres) * axes).sum(1) > 0
     return focus if float(ahead.float().mean()) > 0.8 else None
 
@@ -106,17 +107,7 @@ def _probes(photo: Photo, points: PointCloud | None, span: tuple[float, float]) 
             pixels = torch.stack([xs[picked] + 0.5, ys[picked] + 0.5], dim=-1)
     near, far = span
     depths = near * (far / near) ** torch.tensor([0.25, 0.5, 0.75], device=pixels.device)
-    return unproject(photo, pixels, depths[:, None]).reshape(-1, 3)
-
-
-def unproject(photo: Photo, pixels: Tensor, depth: Tensor) -> Tensor:
-    """Pixels [..., 2] at `depth` (broadcastable to [...]) -> world points [..., 3]."""
-    K = photo.camera.K[0]
-    x = (pixels[..., 0] - K[0, 2] - K[0, 1] / K[1, 1] * (pixels[..., 1] - K[1, 2])) / K[0, 0]
-    y = (pixels[..., 1] - K[1, 2]) / K[1, 1]
-    in_cam = torch.stack(torch.broadcast_tensors(x * depth, y * depth, depth), dim=-1)
-    world_from_cam = photo.camera.world_from_cam[0]
-    return in_cam @ world_from_cam[:3, :3].T + world_from_cam[:3, 3]
+    return photo.camera.unproject(pixels, depths[:, None]).reshape(-1, 3)
 
 
 def hull_bounds(photo: Photo, others: list[Photo], span: tuple[float, float], samples: int = 64) -> tuple[Tensor, Tensor]:

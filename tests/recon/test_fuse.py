@@ -6,7 +6,7 @@ import pytest
 import torch
 from stereo_scenes import photographed, plane, sideways, sphere, texture
 
-from recon.consistency import Posed, agreement, unproject
+from recon.consistency import Posed, agreement
 from recon.fuse import FuseConfig, clean_depths, merge_cells
 from recon.fuse import fuse as fuse_cleaned
 from recon.priors import DepthMap
@@ -63,13 +63,6 @@ def test_agreement():
     farther = replace(maps[1], depth=maps[1].depth * 1.2)  # hidden behind: not in anyone's way
     told = agreement(1, [posed[0], Posed(farther, views.cameras[1]), posed[2]], 0.01)
     assert float(told.support.max()) == 0 and float(told.intrusion.max()) == 0
-
-
-def test_unproject_inverts_project():
-    views, depth, _ = scene()
-    pixels, z = views.cameras[0].project(unproject(views.cameras[0], depth[0]).reshape(-1, 3))
-    assert torch.allclose(z[0].reshape(48, 48), depth[0], atol=1e-4)
-    assert torch.allclose(pixels[0].reshape(48, 48, 2)[3, 5], torch.tensor([5.5, 3.5]), atol=1e-3)
 
 
 def test_floaters_in_front_of_surer_depth_go():

@@ -7,7 +7,6 @@ import torch
 
 from recon.initialise import (
     InitialConfig,
-    background_shell,
     choose_points,
     initial_splats,
     nearest_spacing,
@@ -103,14 +102,6 @@ def test_random_splats_fill_the_ball():
     assert torch.equal(random_splats(50, centre, 2.0).means, random_splats(50, centre, 2.0).means)
     other = random_splats(50, centre, 2.0, InitialConfig(seed=1))
     assert not torch.equal(other.means, random_splats(50, centre, 2.0).means)
-
-
-def test_background_shell_covers_the_sphere():
-    shell = background_shell(500, torch.zeros(3), 10.0)
-    assert torch.allclose(shell.means.norm(dim=1), torch.tensor(10.0), rtol=1e-4)
-    directions = torch.nn.functional.normalize(torch.randn(200, 3, generator=torch.Generator().manual_seed(0)), dim=1)
-    gap = torch.cdist(directions * 10, shell.means).amin(1)
-    assert (gap < 2 * shell.scales[0, 0]).all()
 
 
 def test_viewing_bound():

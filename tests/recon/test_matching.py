@@ -7,7 +7,7 @@ import torch
 from stereo_scenes import photographed, plane, sideways, sphere
 
 from recon.priors.matching import UNSEEN, Photo, best_mean, in_frame, neighbour, normalised, pixels_apart, sample, window_sum
-from recon.priors.neighbours import choose_neighbours, depth_range, hull_bounds, unproject
+from recon.priors.neighbours import choose_neighbours, depth_range, hull_bounds
 from recon.priors.semi_global import aggregate
 from recon.priors.surface import Surface, carried, fitted_slopes, pixel_grid, spanned
 from splat.cameras import Cameras
@@ -26,7 +26,7 @@ def test_warp_is_projection():
     depth = torch.linspace(2, 4, 50)
     link = neighbour(a, b)
     places = link.warp(link.base(pixels), 1 / depth)
-    truth, _ = b.camera.project(unproject(a, pixels, depth))
+    truth, _ = b.camera.project(a.camera.unproject(pixels, depth))
     assert torch.allclose(places, normalised(truth[0], 40, 30), atol=1e-4)
     inside = (truth[0] >= 0).all(-1) & (truth[0, :, 0] <= 40) & (truth[0, :, 1] <= 30)
     assert torch.equal(in_frame(places), inside)

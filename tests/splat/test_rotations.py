@@ -8,13 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from splat.rotations import matrix_from_quat, quat_from_matrix, quat_multiply, rotation_between
+from splat.rotations import matrix_from_quat, quat_from_matrix, quat_multiply
 
 quats = (
     st.tuples(*[st.floats(-1, 1)] * 4).filter(lambda q: sum(x * x for x in q) > 0.01).map(lambda q: torch.tensor(q).double())
-)
-vectors = (
-    st.tuples(*[st.floats(-1, 1)] * 3).filter(lambda v: sum(x * x for x in v) > 0.01).map(lambda v: torch.tensor(v).double())
 )
 
 
@@ -60,20 +57,3 @@ def test_zero_quaternion_is_the_identity_with_finite_gradient():
     torch.testing.assert_close(matrix, torch.eye(3))
     matrix.sum().backward()
     assert q.grad.isfinite().all()
-
-
-@given(vectors, vectors)
-def test_rotation_between_turns_a_into_b_and_is_the_smallest(a, b):
-    rotation = rotation_between(a, b)
-    torch.testing.assert_close(rotation @ (a / a.norm()), b / b.norm(), atol=1e-6, rtol=0)
-    torch.testing.assert_close(rotation @ rotation.T, torch.eye(3).double())
-    assert torch.linalg.det(rotation) > 0
-    cosine = float(a @ b / a.norm() / b.norm())
-    assert (float(rotation.trace()) - 1) / 2 == pytest.approx(cosine, abs=1e-6)  # the angle is that between a and b
-
-
-@pytest.mark.parametrize("axis", torch.eye(3))
-def test_rotation_between_opposite_directions(axis):
-    rotation = rotation_between(axis, -3 * axis)
-    torch.testing.assert_close(rotation @ axis.double(), -axis.double())
-    assert torch.linalg.det(rotation) == pytest.approx(1)

@@ -1,10 +1,12 @@
 """Cameras, Views, PointCloud, Mesh, Progress, errors: what the constructors refuse and what the methods promise."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from scenes import orbit
 
-from splat.cameras import Cameras, intrinsics
+from splat.cameras import Cameras, intrinsics, nearest_to_axes
 from splat.errors import InputError, SplatsmithError, StoppedLate, check_finite
 from splat.mesh import Mesh
 from splat.points import PointCloud
@@ -50,6 +52,31 @@ class TestCameras:
         torch.testing.assert_close(moved_pixels, pixels)
         torch.testing.assert_close(moved_depth, depth * MOVE.scale)
         torch.testing.assert_close(cameras.transformed(MOVE).centers, MOVE(cameras.centers))
+
+    def test_unproject_inverts_project(self):
+        cameras = orbit(3, dtype=torch.float64)
+        skewed = replace(cameras, K=cameras.K + torch.tensor([[0.0, 3, 1], [0, 2, -2], [0, 0, 0]]))
+        points = 0.3 * torch.randn(8, 3, generator=torch.Generator().manual_seed(0)).double()
+        pixels, depth = skewed.project(points)  # [3, 8, 2], [3, 8]
+        torch.testing.assert_close(skewed.unproject(pixels, depth), points.expand(3, 8, 3))
+
+    def test_a_whole_picture_is_unprojected_by_one_camera(self):
+        camera = orbit(1, width=5, height=4)
+        world = camera.unproject(camera.pixel_centers, torch.full((4, 5), 2.0))
+        assert camera.pixel_centers[3, 1].tolist() == [1.5, 3.5] and world.shape == (4, 5, 3)
+        pixels, depth = camera.project(world.view(-1, 3))
+        torch.testing.assert_close(pixels[0].view(4, 5, 2), camera.pixel_centers, atol=1e-4, rtol=0)
+        torch.testing.assert_close(depth, torch.full((1, 20), 2.0))
+
+    def test_the_point_nearest_to_all_axes(self):
+        target = torch.tensor([0.3, -0.2, 0.5]).double()
+        eyes = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)).double()
+        forward = torch.nn.functional.normalize(target - eyes, dim=-1)
+        guess = torch.tensor([9.0, 9, 9]).double()
+        torch.testing.assert_close(nearest_to_axes(eyes, forward, guess, pull=0.0), target)
+        ahead = torch.tensor([[0.0, 0, 1]]).double().expand(6, 3)  # parallel: the guess tells how far, the axes where
+        found = nearest_to_axes(eyes, ahead, guess, pull=1e-6)
+        torch.testing.assert_close(found, torch.cat([eyes.mean(0)[:2], guess[2:]]), atol=1e-4, rtol=0)
 
     def test_opengl_round_trip(self):
         cameras = orbit(3)
