@@ -73,6 +73,7 @@ class NoDensify:
 
     needs_means2d = False
     error_views = 0  # photos whose error is measured before an edit
+    first = 1.0  # the fit starts with at most this share of the cap
 
     def edits_at(self, step: int, total: int) -> bool:
         """Whether `propose` would edit after this step."""
@@ -223,6 +224,7 @@ class ErrorDensify(NoDensify):
     stop: float = 0.8  # fraction of the fit after which rows stay
     edits: int = 30  # in all
     error_views: int = 8  # photos whose error is measured before an edit
+    first: float = 0.25  # the fit starts with at most this share of the cap: where more are needed shows in the errors
     dead: float = 0.02  # opacity below which a Gaussian makes room for others
     max_growth: float = 0.3  # share of the Gaussians that one edit may split
 

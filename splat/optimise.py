@@ -152,8 +152,9 @@ def fit(
     flat = [(v, i) for v in range(len(views)) for i in range(len(views[v]))]
     if len(initial) == 0:
         raise StoppedLate("There is no Gaussian to start from; the photos share too little for a first estimate.")
-    if len(initial) > cap:
-        order = torch.randperm(len(initial), generator=_generator(config.seed, -1))[:cap].sort().values
+    most = max(round(config.densify.first * cap), 1)
+    if len(initial) > most:
+        order = torch.randperm(len(initial), generator=_generator(config.seed, -1))[:most].sort().values
         initial = initial[order.to(initial.means.device)]
     parameters = _parameters(initial.with_sh_degree(config.sh_degree).to(device))
     exposures = torch.zeros(len(flat), 2, 3, device=device, requires_grad=True)  # around gain 1, offset 0

@@ -75,7 +75,7 @@ def assert_same(a, b):
 
 
 QUICK_MCMC = MCMCDensify(start=0.1, stop=0.9, every=10)
-QUICK_ERROR = ErrorDensify(edits=8, error_views=2)
+QUICK_ERROR = ErrorDensify(edits=8, error_views=2, first=1.0)
 QUICK_CLASSIC = ClassicDensify(start=0.1, stop=0.9, every=10, reset_at=(0.5,))
 
 
@@ -266,6 +266,12 @@ class TestLimits:
     def test_more_to_start_with_than_the_cap(self):
         result, events = run([views()], disturbed(), config(steps=20, max_gaussians=25, densify=QUICK_MCMC))
         assert len(result.splats) == 25 and {e.values["gaussians"] for e in events} == {25}
+
+    def test_error_densification_starts_with_a_share_of_the_cap(self):
+        densify = ErrorDensify(first=0.5, edits=4, error_views=2)
+        _, events = run([views()], disturbed(), config(steps=40, max_gaussians=40, densify=densify, report_every=1))
+        counts = [e.values["gaussians"] for e in events]
+        assert counts[0] == 20 and counts[-1] > 25 and max(counts) <= 40
 
     def test_memory_budget_lowers_the_cap(self):
         v = [views()]
