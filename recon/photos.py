@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 TRANSFORMS = ("transforms.json", "transforms_train.json")  # nerfstudio's and NeRF-synthetic's names
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
+FEWEST_FRAMES = 8  # of each video, where the pictures beside it leave room for less
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,14 @@ def read_photos(inputs: Sequence[Path], config: PhotoConfig | None = None) -> Ph
     files, hashes = _without_copies(files, skipped)
     files = _thinned(files, config.max_photos, notices, "photos")
     names = unique_names(files)
+    frames = _frames_each(files, config.max_photos or 40)
     photos: list[Photo] = []
     for path in files:
-        if path.suffix.lower() in VIDEO_SUFFIXES:
-            photos += _video_frames(path, config, notices)
-            continue
         try:
-            photos.append(_read_photo(path, names[path], hashes[path], config))
+            if path.suffix.lower() in VIDEO_SUFFIXES:
+                photos += _video_frames(path, names[path], frames, config, notices)
+            else:
+                photos.append(_read_photo(path, names[path], hashes[path], config))
         except InputError as error:
             if len(files) == 1:
                 raise
@@ -206,13 +208,25 @@ def _thinned(files: list[Path], limit: int, notices: list[str], what: str) -> li
     return [files[round(i * (len(files) - 1) / (limit - 1))] for i in range(limit)]
 
 
+def _frames_each(files: Sequence[Path], limit: int) -> int:
+    """Frames to take of each video: what the pictures leave of `limit`, shared, but some even where they leave nothing."""
+    videos = sum(path.suffix.lower() in VIDEO_SUFFIXES for path in files)
+    if videos == 0:
+        return 0
+    left = max(limit - (len(files) - videos), min(FEWEST_FRAMES * videos, limit))
+    return max(left // videos, 1)
+
+
 def unique_names(files: Sequence[Path]) -> dict[Path, str]:
-    """A name for each file: its own, with only letters, digits and `-_. ` kept, numbered where two would collide."""
+    """A name for each file: its own, with only letters, digits and `-_. ` kept, numbered where two would collide.
+
+    A video's is without suffix, for its frames to add theirs.
+    """
     names: dict[Path, str] = {}
     taken: set[str] = set()
     for path in files:
         stem = re.sub(r"[^\w\-. ]", "_", path.stem).strip(". ")[:80] or "photo"
-        suffix = re.sub(r"[^\w.]", "", path.suffix)[:10]
+        suffix = "" if path.suffix.lower() in VIDEO_SUFFIXES else re.sub(r"[^\w.]", "", path.suffix)[:10]
         name, count = f"{stem}{suffix}", 1
         while name.casefold() in taken:
             count += 1
@@ -253,16 +267,15 @@ def _read_photo(path: Path, name: str, sha256: str, config: PhotoConfig) -> Phot
     return Photo(name, path, sha256, image, alpha, focal, (meta.width, meta.height), meta.camera, on_white=alpha is not None)
 
 
-def _video_frames(path: Path, config: PhotoConfig, notices: list[str]) -> list[Photo]:
+def _video_frames(path: Path, name: str, count: int, config: PhotoConfig, notices: list[str]) -> list[Photo]:
     from recon.video import sharp_frames
 
-    frames = sharp_frames(path, config.max_photos or 40, config.max_side, config.max_pixels)
+    frames = sharp_frames(path, count, config.max_side, config.max_pixels)
     span = frames[-1].seconds - frames[0].seconds
     notices.append(f"{path.name}: the {len(frames)} sharpest frames, spread over {span:.1f} s, were taken.")
-    stem = Path(unique_names([path])[path]).stem
     return [
         Photo(
-            f"{stem}_{frame.index:06d}.png",
+            f"{name}_{frame.index:06d}.png",
             path,
             hashlib.sha256(frame.image.numpy().tobytes()).hexdigest(),
             frame.image,
@@ -314,7 +327,10 @@ def _mask_stem(name: str) -> str:
 
 def _read_mask(file: Path, photo: Photo, config: PhotoConfig) -> Tensor:
     """[H, W] foreground at the photo's working size; white, or opaque, is foreground."""
-    image, alpha, meta = images.read_image(file, max_pixels=config.max_pixels)
+    try:
+        image, alpha, meta = images.read_image(file, max_pixels=config.max_pixels)
+    except InputError as error:  # which may be named exactly as its photo
+        raise InputError(f"the mask {error}") from error
     width, height = photo.size
     if abs(meta.width * height / (meta.height * width) - 1) > 0.02:
         raise InputError(

@@ -200,6 +200,10 @@ def test_bad_masks(tmp_path: Path, size: tuple[int, int], value: int, name: str,
         read_photos([tmp_path], PhotoConfig(masks=str(tmp_path / "masks")))
     with pytest.raises(InputError, match="does not exist"):
         read_photos([tmp_path], PhotoConfig(masks=str(tmp_path / "nowhere")))
+    (tmp_path / "masks" / name).write_bytes(b"")
+    (tmp_path / "masks" / name).rename(tmp_path / "masks" / "a.png")
+    with pytest.raises(InputError, match=r"the mask a\.png is empty \(0 bytes\)"):
+        read_photos([tmp_path], PhotoConfig(masks=str(tmp_path / "masks")))
 
 
 def disc_scene(path: Path, seed: int, background: str) -> np.ndarray:
@@ -268,6 +272,21 @@ def test_video_gives_sharp_frames_spread_over_it(tmp_path: Path) -> None:
 def test_short_video_gives_few_frames(tmp_path: Path) -> None:
     film(tmp_path / "a.mp4", 24)
     assert 3 <= len(read_photos([tmp_path]).photos) <= 5
+
+
+def test_videos_share_the_limit_and_their_frames_have_names_of_their_own(tmp_path: Path) -> None:
+    film(tmp_path / "clip.mp4", 48)
+    film(tmp_path / "clip.mov", 48, blurred=tuple(range(0, 48, 2)))
+    photos = read_photos([tmp_path], PhotoConfig(max_photos=10)).photos
+    assert len({photo.name for photo in photos}) == len(photos) == 10
+    assert {path.name: sum(p.path == path for p in photos) for path in tmp_path.iterdir()} == {"clip.mp4": 5, "clip.mov": 5}
+
+
+def test_a_damaged_video_among_pictures_is_left_out(tmp_path: Path) -> None:
+    files = [picture(tmp_path / "a.png", 1), picture(tmp_path / "b.png", 2), tmp_path / "c.mp4"]
+    files[2].write_bytes(b"no film")
+    result = read_photos(files)
+    assert [photo.name for photo in result.photos] == ["a.png", "b.png"] and "c.mp4" in result.skipped[0][1]
 
 
 def test_damaged_videos(tmp_path: Path) -> None:
