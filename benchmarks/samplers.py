@@ -69,7 +69,7 @@ def rms(x: torch.Tensor) -> float:
 
 
 def presets(cases: list[Case]) -> Iterator[Row]:
-    """Every preset at 6 to 20 calls, unguided, w = 7.5, w = 15."""
+    """Every preset at 5 to 20 calls, unguided, w = 7.5, w = 15."""
     for scale in (1.0, 7.5, 15.0):
         for calls in (5, 6, 8, 10, 20):
             base = [case.error(PRESETS["ddim"], calls, scale) for case in cases]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffusion.samplers.sampling import Denoiser
 from diffusion.schedules import Schedule
-from splat.errors import InputError
+from splat.errors import InputError, check_finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +31,9 @@ class GaussianPrior:
         """From training latents [n, *S], n >= 2, by PCA in float64; `rank` directions of them (default: all there are)."""
         if len(latents) < 2:
             raise InputError(f"A Gaussian prior needs at least 2 latents, got {len(latents)}; give more training latents.")
+        if rank is not None and rank < 1:
+            raise InputError(f"A Gaussian prior of rank {rank} asked for; ask for at least 1.")
+        check_finite(latents, "The training latents")
         flat = latents.flatten(1).double()
         mean = flat.mean(0)
         _, spread, directions = torch.linalg.svd(flat - mean, full_matrices=False)
@@ -68,10 +71,14 @@ class GaussianPrior:
 
     @staticmethod
     def load(path: Path) -> GaussianPrior:
-        """What `save` wrote."""
+        """What `save` wrote; raises InputError for a missing or damaged file."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        return GaussianPrior(**load_file(path))
+        try:
+            return GaussianPrior(**load_file(path))
+        except (OSError, SafetensorError, TypeError) as error:
+            raise InputError(f"No Gaussian prior can be read from {path} ({error}); fit one again.") from error
 
 
 def stitched(small: Denoiser, big: Denoiser, switch: float) -> Denoiser:

@@ -31,10 +31,12 @@ class GuidanceSchedule:
     def __post_init__(self):
         if self.shape not in ("constant", "linear", "cosine"):
             raise InputError(f"Unknown guidance shape {self.shape!r}; use constant, linear or cosine.")
-        if not 0 <= self.rescale <= 1 or self.start > self.end:
+        if not 0 <= self.rescale <= 1 or not self.start <= self.end:
             raise InputError(
                 f"Rescale {self.rescale} must lie in [0, 1] and the interval [{self.start}, {self.end}] must be one."
             )
+        if not math.isfinite(self.scale) or not self.ramp[0] < self.ramp[1]:
+            raise InputError(f"Scale {self.scale} must be finite and the ramp {self.ramp} rise.")
 
     def at(self, log_snr: float) -> float:
         """The scale at this log-SNR."""

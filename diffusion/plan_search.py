@@ -79,7 +79,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Found:
-    """A search's answer. `plan` is the found one if it passed the gate, else the baseline itself."""
+    """A search's answer. `plan` is the found one if it passed the gate, else the baseline; either names its nodes."""
 
     plan: Plan
     accepted: bool
@@ -92,11 +92,6 @@ class Found:
     def shipped(self) -> float:
         """Held-out error of `plan` as returned."""
         return self.error if self.accepted else self.baseline
-
-
-def best_uniform(problem: Problem, steps: int, names: Sequence[str] = UNIFORM) -> str:
-    """The preset of least error on the calibration latents."""
-    return min(names, key=lambda name: problem.error(PRESETS[name], steps))
 
 
 def search_compensation(problem: Problem, steps: int, preset: str = "unipc2", sweeps: int = 2) -> Found:
@@ -177,7 +172,8 @@ def _gated(problem: Problem, plan: Plan, baseline: Plan, name: str, steps: int, 
         log.info(
             "The searched plan does not hold on held-out latents (%.4g against %.4g of %s) and is dropped.", error, before, name
         )
-    return Found(plan if accepted else baseline, accepted, error, before, name, evaluations)
+        plan = _placed(problem, baseline.for_steps(steps), np.linspace(problem.start, problem.end, steps + 1))
+    return Found(plan, accepted, error, before, name, evaluations)
 
 
 def fingerprint(weights: Mapping[str, Tensor], schedule: Mapping[str, Any], guidance: Any) -> str:
@@ -188,8 +184,13 @@ def fingerprint(weights: Mapping[str, Tensor], schedule: Mapping[str, Any], guid
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
     settings = {k: v for k, v in schedule.items() if not k.startswith("_") and k not in ("plan", "statistics")}
-    digest.update(json.dumps([settings, guidance], sort_keys=True, default=str).encode())
+    digest.update(json.dumps([settings, guidance], sort_keys=True, default=_plain).encode())
     return digest.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Arrays whole: their text is abridged, and two long schedules would share a hash."""
+    return value.tolist() if isinstance(value, np.ndarray | Tensor) else str(value)
 
 
 def save_plan(path: Path, found: Found, hash_of: str) -> None:
@@ -204,7 +205,7 @@ def load_plan(path: Path, hash_of: str) -> Plan:
 
     try:
         plan = to_plan(json.loads(Path(path).read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"No sampling plan can be read from {path} ({error}); search one again.") from error
     if plan.found_for.get("fingerprint") != hash_of:
         raise InputError(f"The plan in {path} was found for another network, schedule or guidance; search one for this.")

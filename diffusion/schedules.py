@@ -108,6 +108,8 @@ class Schedule:
             raise InputError(f"{steps} sampling steps asked for; ask for at least one.")
         lowest, highest = self.log_snr_range
         lowest, highest = lowest if start is None else start, highest if end is None else end
+        if not -np.inf < lowest < highest < np.inf:
+            raise InputError(f"A grid from log-SNR {lowest} to {highest} does not rise from noise to data; change its ends.")
         if name == "log_snr":
             return np.linspace(lowest, highest, steps + 1)
         if name == "karras":
@@ -136,8 +138,12 @@ def vp(
     num_train_timesteps: int = 1000,
     trained_betas: Any = None,
     kind: Literal["vp", "ve"] = "vp",
+    rescale_betas_zero_snr: bool = False,
 ) -> Schedule:
-    """Variance-preserving schedule from betas: "linear" (DDPM), "scaled_linear" (Stable Diffusion) or "squaredcos_cap_v2"."""
+    """Variance-preserving schedule from betas: "linear" (DDPM), "scaled_linear" (Stable Diffusion) or "squaredcos_cap_v2".
+
+    `rescale_betas_zero_snr` shifts alpha so that the last timestep is noise (Lin et al. 2023, algorithm 1), up to 2^-24.
+    """
     T = num_train_timesteps
     if trained_betas is not None:
         betas = np.asarray(trained_betas, np.float64)
@@ -150,7 +156,13 @@ def vp(
         betas = np.minimum(1 - bar[1:] / bar[:-1], 0.999)
     else:
         raise InputError(f"Unknown beta schedule {beta_schedule!r}; use linear, scaled_linear or squaredcos_cap_v2.")
+    if not len(betas) or not ((betas > 0) & (betas < 1)).all():
+        raise InputError(f"A schedule of {len(betas)} betas, not all inside (0, 1), is none; check beta_start and beta_end.")
     log_bar = np.cumsum(np.log1p(-betas))
+    if rescale_betas_zero_snr:
+        root = np.exp(log_bar / 2)
+        root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+        log_bar = np.log(np.maximum(root**2, 2.0**-24))  # diffusers' floor too: a log-SNR of minus infinity has no grid
     return Schedule(kind, 0.5 * (log_bar - np.log(-np.expm1(log_bar))), len(betas))
 
 
@@ -173,14 +185,15 @@ def from_diffusers(config: Mapping[str, Any], base: str | None = None) -> Schedu
         return flow(config.get("num_train_timesteps", 1000))
     if kind == "edm":
         return edm(*(config[k] for k in ("sigma_min", "sigma_max", "sigma_data")))
-    keys = "beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "trained_betas"
+    keys = "beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "trained_betas", "rescale_betas_zero_snr"
     return vp(**{k: config[k] for k in keys if k in config}, kind=kind)
 
 
 def recognise(config: Mapping[str, Any]) -> str:
     """The class a diffusers scheduler config came from; a fresh config does not carry its name, so its keys decide.
 
-    A config that went through `from_config` names the class it was *first* written by; keys are the better witness.
+    Every scheduler of diffusers is a candidate, so that distilled, inverse and rescaled ones are refused, not taken for the
+    nearest known one.
     """
     import inspect
 
@@ -192,15 +205,16 @@ def recognise(config: Mapping[str, Any]) -> str:
         return set(inspect.signature(getattr(diffusers, name).__init__).parameters) - {"self", "args", "kwargs"}
 
     named = config.get("_class_name")
-    fitting = [name for name in BASES if wanted(name) and wanted(name) <= keys]
-    if named in BASES and (named in fitting or not fitting):
-        return named
-    if not fitting:
+    known = [*BASES, *(name for name in dir(diffusers) if name.endswith("Scheduler") and name not in BASES)]
+    if named not in known:
+        fitting = [name for name in known if wanted(name) and wanted(name) <= keys]
+        named = max(fitting, key=lambda name: len(wanted(name)), default=named)
+    if named not in BASES:
         raise InputError(
             f"This scheduler config ({named or 'no class name'}; keys {', '.join(sorted(keys)[:6])}, ...) belongs to no "
-            f"scheduler whose grid is known; use one of {', '.join(sorted(BASES))}."
+            f"scheduler whose grid is known; use one of {', '.join(sorted(BASES))}, or name one with base=."
         )
-    return max(fitting, key=lambda name: len(wanted(name)))
+    return named
 
 
 def to_data_and_noise(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from splat.errors import InputError
@@ -29,8 +30,16 @@ class Step:
     shift_window: float = 0.0  # half width, in training timesteps, of the variance-matched time shift at the end of the step
 
     def __post_init__(self):
-        if self.order not in (1, 2, 3, 4):
+        for name in ("node", "momentum", "compensation", "eta", "churn", "langevin", "shift_window"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise InputError(f"{name} = {value} is no number to step by; give a finite one.")
+        if self.order not in (1, 2, 3, 4) or not isinstance(self.order, int):
             raise InputError(f"Order {self.order} is not one of 1, 2, 3, 4.")
+        if self.corrector not in ("none", "reuse", "fresh") or self.momentum_on not in ("history", "update"):
+            raise InputError(
+                f"Corrector {self.corrector!r} must be none, reuse or fresh; momentum_on {self.momentum_on!r} history or update"
+            )
         if self.kind not in ("data", "noise", "flow", "v3"):
             raise InputError(f"Unknown kind {self.kind!r}; use data, noise, flow or v3.")
         if not 0 < self.momentum <= 1:
@@ -70,6 +79,8 @@ class Plan:
         named = [step.node is not None for step in self.steps]
         if not self.steps or (any(named) and (self.repeat or not all(named))):
             raise InputError("A plan needs at least one step, and either every step or none names its node.")
+        if not isinstance(self.found_for, Mapping) or (self.end is not None and not math.isfinite(self.end)):
+            raise InputError(f"A plan's found_for is a mapping and its end finite, got {self.found_for!r} and {self.end}.")
         nodes = [step.node for step in self.steps if step.node is not None]
         if any(b <= a for a, b in zip(nodes, nodes[1:] + ([] if self.end is None or not nodes else [self.end]))):
             raise InputError(f"The plan's log-SNR nodes must rise from noise to data, got {nodes} to {self.end}.")
@@ -134,8 +145,3 @@ def to_plan(plan: str | Mapping[str, Any] | Plan) -> Plan:
         return Plan(**{**plan, "steps": tuple(Step(**step) for step in plan["steps"])})
     except (TypeError, KeyError) as error:
         raise InputError(f"This is no sampling plan ({error}); write one with Plan.to_dict().") from error
-
-
-def with_steps(plan: Plan, **changes: Any) -> Plan:
-    """The plan with fields of every step replaced."""
-    return replace(plan, steps=tuple(replace(step, **changes) for step in plan.steps))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
 
+import diffusers
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
@@ -90,6 +92,12 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
             raise InputError(
                 f"Unknown prediction type {prediction_type!r}; use one of {', '.join(schedules.PREDICTION_TYPES)}."
             )
+        if schedule not in ("vp", "ve", "edm", "flow") or final_sigmas_type not in ("zero", "sigma_min"):
+            raise InputError(
+                f"schedule {schedule!r} must be vp, ve, edm or flow, final_sigmas_type {final_sigmas_type!r} zero or sigma_min."
+            )
+        if base is not None and base not in schedules.BASES:
+            raise InputError(f"No grid is known for {base}; use one of {', '.join(sorted(schedules.BASES))}.")
         self.plan = to_plan(plan)
         if isinstance(plan, Plan):
             self.register_to_config(plan=plan.to_dict())
@@ -109,7 +117,8 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
     def from_config(cls, config: Mapping[str, Any], return_unused_kwargs: bool = False, base: str | None = None, **kwargs):
         """Of an EIScheduler's or any diffusers scheduler's config; keyword arguments override fields.
 
-        `base` names the diffusers class where the config's keys fit several. Keys that only the base reads stay in the config.
+        `base` names the diffusers class where the config's keys fit several. Keys that only the base reads stay in the config
+        and may be overridden too (`use_karras_sigmas=True`); raises InputError for keywords that nothing reads.
         """
         flat = {k: v for k, v in config.items() if not k.startswith("_")}
         if "plan" not in flat:
@@ -124,6 +133,11 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
         if isinstance(kwargs.get("plan"), Plan):
             kwargs["plan"] = kwargs["plan"].to_dict()
         expected = set(inspect.signature(cls.__init__).parameters)
+        if flat.get("base") and not return_unused_kwargs:  # use_karras_sigmas= and the like are the base's
+            theirs = set(inspect.signature(getattr(diffusers, schedules.BASES[flat["base"]][0]).__init__).parameters)
+            flat.update({k: kwargs.pop(k) for k in set(kwargs) & (theirs - expected)})
+        if set(kwargs) - expected and not return_unused_kwargs:
+            raise InputError(f"No scheduler reads {', '.join(sorted(set(kwargs) - expected))}; check the spelling.")
         own = {k: v for k, v in flat.items() if k in expected}
         scheduler, unused = super().from_config(own, return_unused_kwargs=True, **kwargs)
         scheduler.register_to_config(**{k: v for k, v in flat.items() if k not in expected})
@@ -192,15 +206,19 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
         sigmas: Sequence[float] | None = None,
         mu: float | None = None,
     ) -> None:
-        """Lay out nodes, plan and calls; `timesteps`, `sigmas` and `mu` (a flow's shift) go to the base scheduler."""
+        """Lay out nodes, plan and calls; `timesteps`, `sigmas` and `mu` (a flow's shift) go to the base scheduler.
+
+        A plan that names its nodes keeps them: of `timesteps` or `sigmas` it takes only the number.
+        """
         custom = {k: v for k, v in {"timesteps": timesteps, "sigmas": sigmas, "mu": mu}.items() if v is not None}
         if num_inference_steps is None and not ("timesteps" in custom or "sigmas" in custom):
             raise InputError("Say how many sampling steps to take: set_timesteps(10).")
-        if num_inference_steps is not None and num_inference_steps < 1:
-            raise InputError(f"{num_inference_steps} sampling steps asked for; ask for at least one.")
+        if num_inference_steps is not None and (not isinstance(num_inference_steps, Integral) or num_inference_steps < 1):
+            raise InputError(f"{num_inference_steps!r} sampling steps asked for; ask for a whole number, at least one.")
         self._base = make_base(self.config) if self.config.base and self.config.grid is None else None
         if self.plan.steps[0].node is not None:
-            self._nodes = [node_at(self.schedule, step.node) for step in self.plan.for_steps(num_inference_steps)]
+            steps = num_inference_steps or len(sigmas if timesteps is None else timesteps)
+            self._nodes = [node_at(self.schedule, step.node) for step in self.plan.for_steps(steps)]
             self._nodes.append(CLEAN if self.plan.end is None else node_at(self.schedule, self.plan.end))
             integer_times = False
         elif self._base is not None:
@@ -209,6 +227,9 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
             raise InputError(f"{', '.join(custom)} need a base scheduler's own grid; use from_config without grid=.")
         else:
             self._nodes, integer_times = grid_nodes(self.schedule, self.config, num_inference_steps), False
+        # the last may repeat: with set_alpha_to_one=False, DDIM and PNDM end where their last call is
+        if any(b.sigma * a.alpha >= a.sigma * b.alpha for a, b in zip(self._nodes[:-1], self._nodes[1:-1])):
+            raise InputError(f"{len(self._nodes) - 1} steps on this grid hold the same noise level twice; ask for fewer.")
         self._steps = self.plan.for_steps(len(self._nodes) - 1)
         self._check()
         self._calls = []
@@ -256,6 +277,8 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
         order = min(step.order, kept)
         if self.config.lower_order_final and len(self._steps) < 15:
             order = min(order, len(self._steps) - i)
+        if t.log_snr == r.log_snr:
+            return None if correct else move("data", r, t, [r])
         known = [self._nodes[i - j] for j in range(order)]
         if logarithmic:  # a polynomial in lambda has no node at infinity
             known = [node for node in known if not math.isinf(node.log_snr)] or known[:1]
@@ -312,12 +335,13 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
             return 0
         if not self._calls:
             raise InputError("set_timesteps was not called; call it before the first step.")
-        matches = (self.timesteps == torch.as_tensor(timestep).to(self.timesteps).flatten()[0]).nonzero()
-        if not len(matches):
+        equal = (self.timesteps == torch.as_tensor(timestep).to(self.timesteps).flatten()[0]).tolist()
+        matches = [i for i, same in enumerate(equal) if same and self._calls[i].role != "correct"]  # no step is open yet
+        if not matches:
             raise InputError(
                 f"Timestep {float(timestep):g} is none of this plan's {len(self.timesteps)}; use scheduler.timesteps."
             )
-        return int(matches[0])
+        return matches[0]
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
         """The network's input: the sample for VP and flow; over sqrt(sigma^2 + 1) for VE, sqrt(sigma^2 + data^2) for EDM."""
@@ -352,6 +376,17 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
         """
         node = self.current_node(timestep)
         call = self._calls[self._step_index]
+        if call.role == "correct" and self._taken is None:
+            raise InputError(
+                f"Call {self._step_index + 1} of {len(self._calls)} corrects a step that was not taken; start at one that does "
+                "not, or use a plan whose steps all have as many calls."
+            )
+        if str(self.config.get("variance_type")).startswith("learned") and model_output.shape[1] == 2 * sample.shape[1]:
+            model_output = model_output[:, : sample.shape[1]]  # the rest is the ancestral sampler's variance
+        if model_output.shape != sample.shape:
+            raise InputError(
+                f"The prediction has shape {tuple(model_output.shape)} and the sample {tuple(sample.shape)}; they must agree."
+            )
         if not torch.compiler.is_compiling() and not bool(model_output.isfinite().all()):
             bad = model_output.numel() - int(model_output.isfinite().sum())
             raise StoppedLate(
@@ -368,7 +403,7 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
         if call.role == "langevin":
             x = langevin(x, noise / -node.sigma, self._steps[call.step].langevin, generator)
         elif call.role == "correct":
-            x = self._corrected(Known(data, noise, node))
+            x = self._corrected(x, Known(data, noise, node))
             self._taken = None
         else:
             x = self._predicted(x, Known(data, noise, node), call.step, generator)
@@ -402,19 +437,18 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
             return thresholded(data, self.config.dynamic_thresholding_ratio, self.config.sample_max_value)
         return data.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
 
-    def _corrected(self, new: Known) -> Tensor | None:
-        """The last step done again with the prediction at its end (UniPC's corrector), or None where it has none."""
+    def _corrected(self, x: Tensor, new: Known) -> Tensor:
+        """The last step done again with the prediction at its end (UniPC's corrector), or x where it has none."""
         start, i, history, randomness = self._taken
         correction = self._corrections[i, len(history)]
         if correction is None:
-            return None
-        return correction.keep * start + _drift(correction, (new, *history)) + randomness
+            return x
+        return _on(correction.keep, start) * start + _drift(correction, (new, *history)) + randomness
 
     def _predicted(self, x: Tensor, new: Known, i: int, generator: Any) -> Tensor:
         step = self._steps[i]
         if self._taken is not None and self._steps[self._taken.step].corrector == "reuse":
-            corrected = self._corrected(new)
-            x = x if corrected is None else corrected
+            x = self._corrected(x, new)
         if step.momentum < 1 and step.momentum_on == "history" and self._history:
             before = self._history[0].noise
             new = new._replace(noise=before + step.momentum * (new.noise - before))
@@ -435,7 +469,7 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
         if m.spread:
             randomness = m.spread * randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         self._taken = Taken(x, i, self._history, randomness)
-        x = m.keep * x + drift + randomness
+        x = _on(m.keep, x) * x + drift + randomness
         t = self._nodes[i + 1]
         if step.churn and t.sigma > 0:
             down = node_at(self.schedule, t.log_snr + step.churn)
@@ -457,13 +491,18 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
 
 def _drift(m: Move, history: Sequence[Known]) -> Tensor | float:
     """What the predictions and the bias add."""
-    total: Any = m.bias
+    total: Any = _on(m.bias, history[0].data)
     for known, of_data, of_noise in zip(history, m.data, m.noise):
         if not _is_zero(of_data):
-            total = total + of_data * known.data
+            total = total + _on(of_data, known.data) * known.data
         if not _is_zero(of_noise):
-            total = total + of_noise * known.noise
+            total = total + _on(of_noise, known.noise) * known.noise
     return total
+
+
+def _on(weight: Any, like: Tensor) -> Any:
+    """A weight per dimension on like's device, in its dtype; a float as it is."""
+    return weight.to(like) if isinstance(weight, Tensor) else weight
 
 
 def _is_zero(weight: Any) -> bool:

@@ -33,6 +33,14 @@ class Statistics:
     b: Tensor  # [M, *S]
 
     def __post_init__(self):
+        curves = (self.l, self.s, self.b)
+        shapes = {tuple(c.shape) for c in curves}
+        if len(shapes) > 1 or self.log_snrs.shape != self.l.shape[:1] or not (self.log_snrs.diff() > 0).all():
+            raise InputError(
+                f"Statistics need rising log-SNRs {tuple(self.log_snrs.shape)} and three curves there, got {shapes}."
+            )
+        if not all(bool(c.isfinite().all()) for c in curves):
+            raise InputError("The statistics hold NaN or infinity; measure them again, the network in float32.")
         dl = self.log_snrs.diff().reshape(-1, *(1,) * (self.l.ndim - 1))
 
         def cumulated(curve: Tensor) -> Tensor:
@@ -85,12 +93,16 @@ class Statistics:
 
     @staticmethod
     def load(path: Path | str) -> Statistics:
-        """What `save` wrote; raises InputError for a missing file."""
+        """What `save` wrote; raises InputError for a missing or damaged file."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         if not Path(path).is_file():
             raise InputError(f"No statistics at {path}; measure them with estimate_statistics and save them there.")
-        return Statistics(**load_file(path))
+        try:
+            return Statistics(**load_file(path))
+        except (SafetensorError, TypeError) as error:
+            raise InputError(f"{path} holds no statistics ({error}); measure them again.") from error
 
 
 @torch.no_grad()
@@ -100,11 +112,11 @@ def estimate_statistics(
     """Measure l, s, b of a denoiser on data [n, *S] noised to `nodes` log-SNRs from `start` to `end`; 5 calls of n each.
 
     l: mean diagonal of sigma de/dx, by Hutchinson's probes; s, b: regression of df/dlambda along the ODE on f, per dimension.
-    Derivatives are central differences, so any network will do.
+    Derivatives are central differences, so any network will do. The calls run on data's device, the result is on the CPU.
     """
     lams = torch.linspace(start, end, nodes, dtype=torch.float64)
     g = torch.Generator().manual_seed(seed)
-    noise = torch.randn(data.shape, generator=g, dtype=data.dtype)
+    noise = torch.randn(data.shape, generator=g, dtype=data.dtype).to(data.device)
 
     def level(lam: float) -> tuple[float, float]:
         return tuple(map(float, schedule.alpha_sigma(lam)))
@@ -120,13 +132,13 @@ def estimate_statistics(
         probe = torch.randint(0, 2, data.shape, generator=g).to(data) * 2 - 1
         step = 1e-2 * sigma
         slope = (noise_of(x + step * probe, lam) - noise_of(x - step * probe, lam)) / (2 * step)
-        diagonals.append((sigma * probe * slope).mean(0).double())
+        diagonals.append((sigma * probe * slope).mean(0).double().cpu())
     l = torch.stack(diagonals)
     plain = Statistics(lams, l, torch.zeros_like(l), torch.zeros_like(l))
 
     def f(x: Tensor, lam: float) -> Tensor:
         alpha, sigma = level(lam)
-        return (sigma * noise_of(x, lam).double() - plain._at(l, lam) * x.double()) / alpha
+        return (sigma * noise_of(x, lam).double() - plain._at(l, lam).to(x.device) * x.double()) / alpha
 
     slopes, offsets, step = [], [], (end - start) / (nodes - 1) / 2
     for lam in lams.tolist():
@@ -140,6 +152,6 @@ def estimate_statistics(
 
         rate = (along(step) - along(-step)) / (2 * step)
         slope = ((here * rate).mean(0) - here.mean(0) * rate.mean(0)) / here.var(0, correction=0).clamp_min(1e-12)
-        slopes.append(slope)
-        offsets.append(rate.mean(0) - slope * here.mean(0))
+        slopes.append(slope.cpu())
+        offsets.append((rate.mean(0) - slope * here.mean(0)).cpu())
     return Statistics(lams, l, torch.stack(slopes), torch.stack(offsets))

@@ -136,7 +136,8 @@ def test_what_does_not_hold_on_held_out_latents_is_dropped(guided_problems):
     perfect = replace(p.held_out, reference=sample(p.held_out.denoise, scheduler, p.held_out.noise))
     found = search_compensation(replace(p, held_out=perfect), 5, sweeps=1)
     assert found.baseline < 1e-12 < found.error and found.shipped == found.baseline
-    assert not found.accepted and found.plan == PRESETS["unipc2"]
+    assert not found.accepted and [replace(s, node=None) for s in found.plan.steps] == list(PRESETS["unipc2"].for_steps(5))
+    assert p.error(found.plan, 5) == pytest.approx(p.error(PRESETS["unipc2"], 5))  # on the same nodes
 
 
 def test_plans_are_stored_for_what_they_were_found_for(guided_problems, tmp_path):
@@ -161,6 +162,9 @@ def test_plans_are_stored_for_what_they_were_found_for(guided_problems, tmp_path
         with pytest.raises(InputError, match="another network, schedule or guidance"):
             load_plan(tmp_path / "plan.json", other)
     assert fingerprint(weights, {**schedule, "plan": "ddim"}, {"scale": 7.5}) == mark
+    betas = torch.linspace(1e-4, 0.02, 2000)
+    longer = [fingerprint(weights, {"trained_betas": b.numpy()}, 1) for b in (betas, betas * (1 + (betas > 0.01)))]
+    assert longer[0] != longer[1]  # the text of a long array is abridged
     with pytest.raises(InputError, match="search one again"):
         load_plan(tmp_path / "none.json", mark)
 
@@ -198,6 +202,12 @@ def test_prior_round_trip(tmp_path, cases):
     cases[0].prior.save(tmp_path / "prior.safetensors")
     again = GaussianPrior.load(tmp_path / "prior.safetensors")
     torch.testing.assert_close(again.denoise(cases[0].noise, 0.5, 0.8), cases[0].prior.denoise(cases[0].noise, 0.5, 0.8))
+    (tmp_path / "broken.safetensors").write_bytes(b"x" * 40)
+    for name in ("broken.safetensors", "none.safetensors"):
+        with pytest.raises(InputError, match="fit one again"):
+            GaussianPrior.load(tmp_path / name)
+    with pytest.raises(InputError, match="NaN"):
+        GaussianPrior.fit(torch.full((3, 2), math.nan))
 
 
 def test_stitching_is_free_to_forty_per_cent_and_not_to_sixty(cases):
@@ -255,6 +265,14 @@ def test_statistics_are_saved_beside_the_model_and_checked(cases, curves, tmp_pa
             statistics=str(tmp_path / "statistics.safetensors"), **{**options, "final_sigmas_type": "zero", "log_snr_end": 5.0}
         )
         scheduler.set_timesteps(6)
+    (tmp_path / "none").write_bytes(b"x" * 40)
+    with pytest.raises(InputError, match="holds no statistics"):
+        Statistics.load(tmp_path / "none")
+    with pytest.raises(InputError, match="rising log-SNRs"):
+        Statistics(curves.log_snrs.flip(0), curves.l, curves.s, curves.b)
+    with pytest.raises(InputError, match="NaN"):
+        Statistics(curves.log_snrs, math.nan * curves.l, curves.s, curves.b)
+    (tmp_path / "none").unlink()
     with pytest.raises(InputError, match="No statistics"):
         EIScheduler(statistics=str(tmp_path / "none"), **options).set_timesteps(3)
 

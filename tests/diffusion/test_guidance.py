@@ -57,7 +57,7 @@ def test_rescale_returns_the_spread():
     assert rescaled(strong, plain, 0.0) is strong
 
 
-@pytest.mark.parametrize("wrong", [{"shape": "square"}, {"rescale": 2.0}, {"start": 1.0, "end": 0.0}])
+@pytest.mark.parametrize("wrong", [{"shape": "square"}, {"rescale": 2.0}, {"start": 1.0, "end": 0.0}, {"ramp": (1.0, 1.0)}])
 def test_impossible_schedules(wrong):
     with pytest.raises(InputError):
         GuidanceSchedule(**wrong)

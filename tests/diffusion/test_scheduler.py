@@ -412,6 +412,11 @@ def test_predictions_that_are_not_finite_stop_with_numbers(bad):
         {"eta": 2},
         {"eta": 1, "kind": "noise"},
         {"even": True},
+        {"order": 2.0},
+        {"corrector": "reused"},
+        {"momentum": 0.5, "momentum_on": "both"},
+        {"compensation": math.nan},
+        {"node": math.inf},
     ],
 )
 def test_impossible_steps_are_refused(step):
@@ -422,6 +427,9 @@ def test_impossible_steps_are_refused(step):
 def test_plans_from_files_are_checked():
     with pytest.raises(InputError, match="no sampling plan"):
         to_plan({"steps": [{"speed": 3}]})
+    for wrong in ({"found_for": None}, {"end": math.nan}):
+        with pytest.raises(InputError, match="found_for is a mapping"):
+            to_plan({"steps": [{}], **wrong})
     with pytest.raises(InputError, match="rise from noise to data"):
         Plan((Step(node=1.0), Step(node=0.5)))
     nodes = Plan((Step(node=-4.0), Step(node=0.0, order=2)), end=3.0)
@@ -439,3 +447,110 @@ def test_mixture_sampling_ends_on_the_mixture():
     truth = mixture.sample(20_000, torch.Generator().manual_seed(1))
     torch.testing.assert_close(x.double().mean(0), truth.mean(0), rtol=0, atol=0.03)
     torch.testing.assert_close(torch.cov(x.T.double()), torch.cov(truth.T), rtol=0, atol=0.04)
+
+
+# ---- what a user may get wrong --------------------------------------------------------------------------------------
+
+
+def test_keywords_of_the_base_are_its_own_and_misspelt_ones_refused():
+    theirs = diffusers.DPMSolverMultistepScheduler()
+    ours = EIScheduler.from_config(theirs.config, plan="dpmpp2", use_karras_sigmas=True, timestep_spacing="trailing")
+    karras = diffusers.DPMSolverMultistepScheduler(use_karras_sigmas=True, timestep_spacing="trailing")
+    for scheduler in (ours, karras):
+        scheduler.set_timesteps(7)
+    torch.testing.assert_close(ours.sigmas, karras.sigmas.to(ours.sigmas))
+    with pytest.raises(InputError, match="No scheduler reads plann"):
+        EIScheduler.from_config(theirs.config, plann="dpmpp2")
+
+
+@pytest.mark.parametrize("name", ["LCMScheduler", "TCDScheduler", "CogVideoXDDIMScheduler", "DDIMInverseScheduler"])
+def test_relatives_that_solve_another_problem_are_refused(name):
+    config = dict(getattr(diffusers, name)().config)
+    for given in (config, {**config, "_class_name": name}):
+        with pytest.raises(InputError, match="whose grid is known"):
+            EIScheduler.from_config(given)
+
+
+def test_noise_of_a_zero_terminal_snr_schedule():
+    theirs = diffusers.DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    ours, x0, n = EIScheduler.from_config(theirs.config), noise(3, 2, 4, 4), noise(3, 2, 4, 4).flip(0)
+    times = torch.tensor([0, 500, 999])
+    torch.testing.assert_close(ours.add_noise(x0, n, times), theirs.add_noise(x0, n, times), rtol=1e-3, atol=1e-3)
+    own = EIScheduler.from_config(theirs.config, plan="deis2", grid="log_snr")
+    assert run(own, x0, 5).isfinite().all() and own._nodes[0].alpha < 1e-3
+
+
+def test_a_run_may_start_at_any_step_but_not_at_its_corrector():
+    scheduler = EIScheduler(plan="flow-heun", schedule="flow", prediction_type="flow_prediction")
+    scheduler.set_timesteps(5)
+    scheduler.step(noise(1, 2), scheduler.timesteps[2], noise(1, 2))  # the time of a corrector and of the next step
+    assert scheduler.step_index == 3
+    scheduler.set_timesteps(5)
+    scheduler.set_begin_index(1)
+    with pytest.raises(InputError, match="corrects a step that was not taken"):
+        scheduler.step(noise(1, 2), None, noise(1, 2))
+
+
+def test_learned_variances_are_dropped_and_other_shapes_refused():
+    theirs = diffusers.DDPMScheduler(variance_type="learned_range")
+    both, plain = (EIScheduler.from_config(c, plan="ddim") for c in (theirs.config, diffusers.DDPMScheduler().config))
+    for scheduler in (both, plain):
+        scheduler.set_timesteps(3)
+    x, e = noise(1, 1, 4, 4), noise(1, 2, 4, 4)
+    got = both.step(e, both.timesteps[0], x).prev_sample
+    assert torch.equal(got, plain.step(e[:, :1], plain.timesteps[0], x).prev_sample)
+    with pytest.raises(InputError, match=r"shape \(1, 2, 4, 4\) and the sample \(1, 1, 4, 4\)"):
+        plain.step(e, plain.timesteps[1], x)  # would broadcast
+
+
+def test_a_plan_with_nodes_runs_where_a_pipeline_brings_its_own_sigmas():
+    plan = Plan((Step(node=-4.0), Step(node=0.0)), end=3.0)
+    scheduler = EIScheduler.from_config(diffusers.FlowMatchEulerDiscreteScheduler().config, plan=plan)
+    scheduler.set_timesteps(sigmas=[1.0, 0.5], mu=0.7)
+    assert [round(node.log_snr, 9) for node in scheduler._nodes] == [-4.0, 0.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"schedule": "vpp"},
+        {"final_sigmas_type": "none"},
+        {"base": "EulerScheduler"},
+        {"beta_end": 1.5},
+        {"trained_betas": []},
+        {"log_snr_start": 3.0, "log_snr_end": -3.0},
+        {"log_snr_end": math.nan},
+    ],
+)
+def test_impossible_configs_are_refused(config):
+    with pytest.raises(InputError):
+        EIScheduler(plan="dpmpp2", **config).set_timesteps(4)
+
+
+def test_more_steps_than_the_grid_has_levels():
+    scheduler = EIScheduler.from_config(diffusers.DPMSolverMultistepScheduler().config, plan="dpmpp2")
+    with pytest.raises(InputError, match="same noise level twice"):
+        scheduler.set_timesteps(1500)
+    with pytest.raises(InputError, match="whole number"):
+        scheduler.set_timesteps(2.5)
+
+
+@pytest.mark.parametrize("plan", ["unipc3", "deis3", "ghvb", "flow-heun", "sde"])
+@pytest.mark.parametrize("base", [diffusers.PNDMScheduler(), diffusers.DDIMScheduler(set_alpha_to_one=False)])
+def test_a_grid_whose_last_step_stays_where_it_is(base, plan):
+    """DDIM and PNDM without steps_offset call the network at time 0 and end there: that step changes nothing."""
+    scheduler = EIScheduler.from_config(base.config, plan=plan, clip_sample=False)
+    scheduler.set_timesteps(5)
+    x, states = noise(1, 3, 4, 4), []
+    for t in scheduler.timesteps:
+        x = scheduler.step(0.5 * x, t, x).prev_sample
+        states.append(x)
+    assert x.isfinite().all() and scheduler._nodes[-1].log_snr == scheduler._nodes[-2].log_snr
+    if scheduler.plan.steps[0].corrector == "none":  # a corrector still moves the state that the last call is made at
+        torch.testing.assert_close(states[-1], states[-2])
+
+
+def test_a_fresh_corrector_from_pure_noise_has_nothing_to_integrate():
+    plan = Plan((Step(corrector="fresh"),), repeat=True)
+    scheduler = EIScheduler(plan=plan, schedule="flow", grid="trailing", prediction_type="flow_prediction")
+    assert run(scheduler, noise(1, 3, 4, 4)).isfinite().all() and math.isinf(scheduler._nodes[0].log_snr)
