@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from app import commands
-from app.estimate import decodable_pixels, parse_bytes
-from splat.errors import InputError
+from app.estimate import decodable_pixels, memory_budget
 from splat.progress import Progress
 
 if TYPE_CHECKING:
@@ -35,10 +34,7 @@ def check_photos(options: commands.Check) -> Generator[Progress, None, Verdict]:
     from recon.photos import PhotoConfig, read_photos
     from splat.io.images import MAX_PIXELS
 
-    try:
-        budget = parse_bytes(options.memory_budget)
-    except ValueError as error:
-        raise InputError(f"--memory-budget {error}") from error
+    budget = memory_budget(options.memory_budget)
     yield Progress("photos", 0, 1)
     found = read_photos(options.inputs, PhotoConfig(max_pixels=min(MAX_PIXELS, decodable_pixels(budget))))
     yield Progress("photos", 1, 1, f"{len(found.photos)} photos")

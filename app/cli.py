@@ -8,7 +8,7 @@ from pathlib import Path
 from app import commands
 from app.console import Talk, complain, emit, follow, say, stop_talking
 from app.estimate import clock
-from app.result_folder import resume_flags
+from app.result_folder import FULL_DISK, resume_flags
 from splat.errors import BackendUnavailable, InputError, StoppedLate
 
 DONE, BAD_INPUT, STOPPED_LATE, CANCELLED = 0, 2, 4, 130
@@ -39,9 +39,9 @@ def run(command: commands.Command) -> int:
         return _failed("The machine ran out of memory; give less or smaller input.", STOPPED_LATE, talk)
     except OSError as error:
         where = error.filename or getattr(command, "to", None) or "The output"
-        return _failed(
-            f"{where} cannot be written or read ({error.strerror or error}); mend that and try again.", STOPPED_LATE, talk
-        )
+        # A job that has begun turns its own into `StoppedLate`; what comes here and is no full disk is a path that cannot work.
+        status = STOPPED_LATE if error.errno in FULL_DISK else BAD_INPUT
+        return _failed(f"{where} cannot be written or read ({error.strerror or error}); mend that and try again.", status, talk)
 
 
 def photos(options: commands.Photos, talk: Talk) -> int:

@@ -134,7 +134,8 @@ class Eval(Machine):
     result: Positional[Path]
     """Result folder."""
     against: Path
-    """transforms.json of the photos, in the world of the poses that the result was made from."""
+    """transforms.json of the photos, in the world of the poses that the result was made from; where these were solved, in
+    any world, with at least 3 of the result's photos in it."""
     background: str = "white"
     """Behind transparent photos and the splats: white, black, or R,G,B in 0-255."""
 

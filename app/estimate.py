@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 
 from app.presets import Preset
+from splat.errors import InputError
 
 SECONDS_PER_PHOTO = 0.6  # reading and features at 1024 px
 SECONDS_PER_PAIR = 0.6  # matching and verification; above 20 photos only 6 partners a photo are tried
@@ -28,7 +29,6 @@ BYTES_BASE = 700e6  # torch, pycolmap, networks
 BYTES_MESHING = 200e6  # open3d and its grid
 BYTES_PER_PIXEL = 12 * 4  # float32 RGB photo at feature size, its undistorted copy and the fit's
 BYTES_PER_DECODED_PIXEL = 12  # 3 as decoded, 3 converted, room to scale
-BYTES_PER_GAUSSIAN = 59 * 4 * 4 * 2  # value, gradient, two Adam moments, renderer's records
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ def estimate_photos(
     photos: int, pixels: int, fit_pixels: int, preset: Preset, *, solve_poses: bool, renderer: str, threads: int
 ) -> Estimate:
     """For `photos` photos of `pixels` each at feature size and `fit_pixels` each in the fit; `renderer` by name."""
+    from splat.optimise import BYTES_PER_GAUSSIAN  # imports torch
+
     pairs = photos * (photos - 1) / 2 if photos <= 20 else photos * 6
     speed = 1 + PARALLEL * (threads - 1)
     fast = GPU_SPEEDUP if renderer == "gsplat" else speed
@@ -75,6 +77,19 @@ def clock(seconds: float) -> str:
 def decodable_pixels(budget: int) -> int:
     """The largest photo to decode within `budget` bytes: its 8-bit and its float copy, and what scaling it takes."""
     return int(max(budget - BYTES_BASE, 0) / BYTES_PER_DECODED_PIXEL)
+
+
+def memory_budget(text: str) -> int:
+    """--memory-budget in bytes. Raises `InputError` for what is no amount and for less than the libraries take."""
+    try:
+        budget = parse_bytes(text)
+    except ValueError as error:
+        raise InputError(f"--memory-budget {error}") from error
+    if budget <= BYTES_BASE:
+        raise InputError(
+            f"--memory-budget {text} leaves nothing beside the {BYTES_BASE / 1e9:.1f}GB of the libraries; give more."
+        )
+    return budget
 
 
 def parse_bytes(text: str) -> int:

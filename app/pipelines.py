@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from app.commands import Photos
-from app.estimate import BYTES_BASE, BYTES_PER_PIXEL, Estimate, decodable_pixels, estimate_photos, parse_bytes
+from app.estimate import BYTES_BASE, BYTES_PER_PIXEL, Estimate, decodable_pixels, estimate_photos, memory_budget
 from app.machine import Place, colour, is_out_of_memory, pick_place
 from app.notices import Notices
 from app.presets import PRESETS, Preset
@@ -111,14 +111,7 @@ def plan_photos(options: Photos) -> Plan:
     from recon.photos import PhotoConfig, read_photos
     from splat.io.images import MAX_PIXELS
 
-    try:
-        budget = parse_bytes(options.memory_budget)
-    except ValueError as error:
-        raise InputError(f"--memory-budget {error}") from error
-    if budget < BYTES_BASE:
-        raise InputError(
-            f"--memory-budget {options.memory_budget} is less than the {BYTES_BASE / 1e9:.1f}GB of the libraries alone."
-        )
+    budget = memory_budget(options.memory_budget)
     if options.holdout < 0 or options.holdout == 1:
         raise InputError(f"--holdout {options.holdout} keeps every photo out of the fit; give 2 or more, or 0 to fit all.")
     if options.max_side is not None and options.max_side < 64:
@@ -239,7 +232,7 @@ def _photos_work(
     reconstruction = _reconstructed(photos, recon_config)
     del photos
     scene = yield from saved("reconstruction", reconstruction)
-    unplaced = [f"{name} could not be placed: {reason}" for name, reason in scene.reasons.items()]
+    unplaced = [f"{name} is left out: {reason}" for name, reason in scene.reasons.items()]
     notices.add(*scene.warnings, *unplaced, *scene.fallbacks)
     train = [v.to(place.device) for v in scene.train]
     fitted = yield from saved(

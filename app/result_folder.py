@@ -20,7 +20,7 @@ from typing import IO, Any
 from splat.errors import InputError, StoppedLate
 
 # EFBIG: a file-size limit of the user's session, which to them is the same event.
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 # All that OUT.partial holds; `lock` marks it as ours and is the last to go. `complete` says that `result/` shall become OUT,
 # `replaced/` is the old OUT until it has.
@@ -150,7 +150,7 @@ def disk_errors_as_sentences(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         again = f"run again with {resume_flags(out)}"
-        if error.errno in _FULL:
+        if error.errno in FULL_DISK:
             free = shutil.disk_usage(out.absolute().parent).free / 1e6
             raise StoppedLate(f"The disk is full ({free:.0f} MB free at {out.parent}); make room and {again}.") from error
         raise StoppedLate(

@@ -45,7 +45,8 @@ def load_scene(path: Path) -> Splats:
 def export_scene(scene: Path, to: Path, convention: Literal["splatsmith", "3dgs"]) -> None:
     """Write the splats (.ply) or the mesh (.glb, .obj, .stl) of `scene`; see `splat.io.save` for `convention`.
 
-    A scene file has no mesh yet: one is extracted. Raises `InputError` for other suffixes and missing folders.
+    A scene file has no mesh yet: one is extracted. Raises `InputError` for other suffixes, missing folders, and a result's
+    own files, which share one frame.
     """
     from splat.io import FORMATS, HALF_TURN_ABOUT_X, save
     from splat.io.meshes import save_mesh
@@ -55,6 +56,8 @@ def export_scene(scene: Path, to: Path, convention: Literal["splatsmith", "3dgs"
         raise InputError(f"'{suffix}' is no format of export; use one of {', '.join((*FORMATS, *MESH_SUFFIXES))}.")
     if not to.parent.is_dir():
         raise InputError(f"The folder {to.parent} does not exist; create it or choose another --to.")
+    if to.name in ("scene.ply", "mesh.glb") and (to.parent / "report.json").is_file():
+        raise InputError(f"{to} belongs to the result {to.parent} and stays as it is; choose another --to.")
     if suffix in FORMATS:
         save(load_scene(scene), to, convention)
         return

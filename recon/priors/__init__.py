@@ -46,7 +46,7 @@ class StereoPrediction:
         )
 
 
-# (views, sparse points or None, config) -> Progress..., list[DepthMap]
+# (views, sparse points or None, config, device) -> Progress..., list[DepthMap]
 PosedPrior = Callable[..., Generator[Progress, None, list[DepthMap]]]
 
 # name -> (module, function); imported when first used.

@@ -43,6 +43,13 @@ def test_a_folder_that_does_not_exist(tmp_path, capsys):
     assert "does not exist" in refused(capsys, tmp_path, tmp_path / "nowhere")
 
 
+def test_paths_longer_than_the_system_allows(tmp_path, capsys, capture):
+    long = tmp_path / ("x" * 300)
+    for words in ([long], [capture.photos, "--poses", long], [capture.photos, "--masks", long]):
+        assert "xxx" in refused(capsys, tmp_path, *words)
+    assert entry.main(["export", str(long), "--to", str(tmp_path / "m.ply"), "--quiet"]) == 2
+
+
 def test_no_input_at_all(tmp_path, capsys):
     assert "no photos" in refused(capsys, tmp_path)
 
@@ -136,6 +143,8 @@ def test_poses_of_other_photos(tmp_path, capsys, capture):
 def test_a_memory_budget_too_small_for_the_photos(tmp_path, capsys, capture):
     for budget in ("720MB", "100MB"):
         assert budget in refused(capsys, tmp_path, capture.photos, "--memory-budget", budget)
+    assert entry.main(["check", str(capture.photos), "--memory-budget", "600MB", "--quiet"]) == 2
+    assert "600MB leaves nothing" in capsys.readouterr().err
 
 
 def test_an_output_folder_below_a_file(tmp_path, capsys, capture):

@@ -2,9 +2,9 @@
 
 import dataclasses
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,12 @@ def parsed(*words: str):
     return tyro.cli(commands.Command, args=list(words), config=(tyro.conf.FlagCreatePairsOff,))
 
 
+def cpu_seconds_of_children() -> float:
+    """By the clock, a busy machine would decide."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_help_is_quick_and_imports_no_torch():
     code = (
         "import sys\n"
@@ -33,9 +39,9 @@ def test_help_is_quick_and_imports_no_torch():
     )
     times = []
     for _ in range(2):  # the second run has compiled modules
-        started = time.monotonic()
+        before = cpu_seconds_of_children()
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-        times.append(time.monotonic() - started)
+        times.append(cpu_seconds_of_children() - before)
         assert done.returncode == 0, done.stderr
     assert min(times) < 1.5
     for name in ("photos", "demo", "export", "render", "check", "eval", "info", "ui"):

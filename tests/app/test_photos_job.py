@@ -5,7 +5,6 @@ import random
 import resource
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -162,9 +161,7 @@ def test_a_disk_that_is_nearly_full_is_found_before_work(capture, tmp_path, monk
 def test_a_complete_result_is_refused_or_skipped(result, capture, capsys):
     before = (result / "report.json").stat().st_mtime_ns
     words = ["photos", str(capture.photos), "--poses", str(capture.poses), "--out", str(result), *QUICK, "--holdout", "4"]
-    started = time.monotonic()
     assert entry.main(words) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert entry.main([*words, "--resume"]) == 0
-    assert time.monotonic() - started < 2
     assert (result / "report.json").stat().st_mtime_ns == before

@@ -91,10 +91,12 @@ def test_only_the_weights_that_were_used_are_listed():
 
 
 def test_the_stopwatch_books_time_and_memory_to_the_stage_that_spent_them():
+    before = time.monotonic()
     watch = Stopwatch()
     watch.go_on_from([StageCost("poses", 5.0, 4.0, 1.0)])
     try:
         watch.note(Progress("poses", 1, 1))
+        until_then = time.monotonic() - before
         time.sleep(0.2)
         busy_until = time.process_time() + 0.2
         watch.note(Progress("fit", 1, 2))  # a first event at step 1 has worked before it
@@ -106,7 +108,7 @@ def test_the_stopwatch_books_time_and_memory_to_the_stage_that_spent_them():
     finally:
         watch.stop()
     costs = watch.costs
-    assert 5.0 <= costs["poses"].seconds < 5.19
+    assert 5.0 <= costs["poses"].seconds <= 5.0 + until_then
     assert costs["fit"].seconds > 0.39 and costs["mesh"].seconds > 0.14
     assert 0.15 < costs["fit"].cpu_seconds < 0.35 and costs["mesh"].cpu_seconds < 0.1
     assert all(cost.peak_mb > 10 for cost in (costs["fit"], costs["mesh"]))

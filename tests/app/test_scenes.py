@@ -29,6 +29,13 @@ def test_export_turns_the_world_for_other_viewers(result, tmp_path):
     assert torch.allclose(turned.means, HALF_TURN_ABOUT_X(scene.means), atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["scene.ply", "mesh.glb"])
+def test_a_results_own_files_are_not_exported_onto(result, capsys, name):
+    before = (result / name).read_bytes()
+    assert splatsmith("export", result, "--to", result / name, "--convention", "3dgs") == 2
+    assert "belongs to the result" in capsys.readouterr().err and (result / name).read_bytes() == before
+
+
 @pytest.mark.parametrize("suffix", [".glb", ".obj", ".stl"])
 def test_export_writes_the_mesh(result, tmp_path, suffix):
     assert splatsmith("export", result, "--to", tmp_path / f"m{suffix}") == 0
