@@ -66,6 +66,8 @@ def test_order_in_every_coordinate_system(schedule):
 
 def test_even_coefficients_are_adams_bashforth_and_first_order_on_uneven_nodes():
     assert adams_bashforth(4) == pytest.approx([55 / 24, -59 / 24, 37 / 24, -9 / 24])
+    assert adams_bashforth(3) == pytest.approx([23 / 12, -16 / 12, 5 / 12])
+    assert adams_bashforth(3, 0.5) == pytest.approx([20.5 / 6, -20 / 6, 5.5 / 6])
     assert adams_bashforth(2, 0.8) == pytest.approx([2.8 / 1.6, -1.2 / 1.6])
     for order in (1, 2, 3, 4):
         for b in (0.3, 1.0):  # a constant slope is integrated exactly, whatever the momentum

@@ -80,6 +80,7 @@ ONE_CALL = {
     "euler": (diffusers.EulerDiscreteScheduler(), "ddim"),
     "euler karras v": (diffusers.EulerDiscreteScheduler(use_karras_sigmas=True, prediction_type="v_prediction"), "deis1"),
     "edm": (diffusers.EDMEulerScheduler(), "ddim"),
+    "edm v": (diffusers.EDMEulerScheduler(prediction_type="v_prediction"), "ddim"),
     "flow": (diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), "flow-euler"),
     "flow as data prediction": (diffusers.FlowMatchEulerDiscreteScheduler(), "ddim"),
     "flow heun": (diffusers.FlowMatchHeunDiscreteScheduler(), "flow-heun"),

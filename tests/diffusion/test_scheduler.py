@@ -10,6 +10,8 @@ import torch
 
 from diffusion import schedules
 from diffusion.mixtures import Mixture
+from diffusion.samplers.adjustments import compensation_weights, langevin
+from diffusion.samplers.coefficients import Node
 from diffusion.samplers.plan import PRESETS, Plan, Step, to_plan
 from diffusion.samplers.sampling import sample
 from diffusion.samplers.scheduler import EIScheduler
@@ -554,3 +556,32 @@ def test_a_fresh_corrector_from_pure_noise_has_nothing_to_integrate():
     plan = Plan((Step(corrector="fresh"),), repeat=True)
     scheduler = EIScheduler(plan=plan, schedule="flow", grid="trailing", prediction_type="flow_prediction")
     assert run(scheduler, noise(1, 3, 4, 4)).isfinite().all() and math.isinf(scheduler._nodes[0].log_snr)
+
+
+def test_langevin_step_has_the_published_size():
+    """Two alike generators: the step's noise is known, so x moves by e score + sqrt(2 e) z with e = 2 (snr |z| / |score|)^2."""
+    x, score = noise(1, 500), noise(2, 500)[1:]
+    z = torch.randn(1, 500, generator=torch.Generator().manual_seed(7))
+    size = 2 * (0.16 * z.norm() / score.norm()) ** 2
+    got = langevin(x, score, 0.16, torch.Generator().manual_seed(7))
+    torch.testing.assert_close(got, x + size * score + (2 * size).sqrt() * z)
+
+
+def test_compensation_reads_the_quadratic_at_its_ratio():
+    nodes = [Node(0.6, 0.8, time) for time in (300.0, 500.0, 900.0)]
+    assert compensation_weights(nodes, 1.0) == pytest.approx([1, 0, 0])
+    weights = compensation_weights(nodes, 0.75)  # time 350
+    assert sum(w * (n.time / 100) ** 2 for w, n in zip(weights, nodes)) == pytest.approx(3.5**2)
+    assert compensation_weights(nodes[:2], 0.75) == pytest.approx([0.75, 0.25])
+
+
+def test_heavy_ball_keeps_its_share_of_the_last_update():
+    """v = (1 - b) v_last + b e per unit of the step's weight; b = 0.25, so that b and 1 - b differ."""
+    plan = Plan((Step(kind="noise", momentum=0.25, momentum_on="update", even=True),), repeat=True)
+    heavy, plain = EIScheduler(plan=plan), EIScheduler(plan="deis1")
+    x, first, second = noise(3, 2, 4, 4, dtype=torch.float64).unbind(0)
+    for scheduler in (heavy, plain):
+        scheduler.set_timesteps(4)
+    torch.testing.assert_close(heavy.step(first, None, x).prev_sample, plain.step(first, None, x).prev_sample)
+    mixed = 0.75 * first + 0.25 * second
+    torch.testing.assert_close(heavy.step(second, None, x).prev_sample, plain.step(mixed, None, x).prev_sample)
