@@ -27,13 +27,15 @@ from app.estimate import clock
 from app.pipelines import Outcome
 from app.presets import PRESETS
 from app.tooltips import tooltips
+from recon.photos import VIDEO_SUFFIXES
 from splat.errors import InputError, SplatsmithError
+from splat.io.images import SUFFIXES
 from splat.progress import Progress
 
 Job = Callable[[commands.Photos], Generator[Progress, None, Outcome]]
 Doctor = Callable[[commands.Check], Generator[Progress, None, Any]]
 
-FILE_TYPES = [".jpg", ".jpeg", ".png", ".webp", ".heic", ".heif", ".tif", ".tiff", ".bmp", ".mp4", ".mov", ".m4v", ".webm"]
+FILE_TYPES = [*SUFFIXES, *VIDEO_SUFFIXES]  # all that the command line takes
 PREVIEW_EVERY = 1.0  # seconds between pictures sent to the page
 WELCOME = "Drop 3 to 40 photos taken from different places around a subject, or one video."
 DOWNLOADS = ("scene.ply", "mesh.glb", "turntable.mp4", "preview.png", "cameras.json", "report.json")

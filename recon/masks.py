@@ -52,9 +52,7 @@ def cut_out(photos: Sequence[Photo], notices: list[str]) -> list[Photo]:
         return list(photos)
     if failed:
         names = ", ".join(name for name, _ in failed[:3])
-        notices.append(
-            f"{len(failed)} of {len(photos)} photos are used whole because their subject could not be cut out ({names})."
-        )
+        notices.append(f"the subject could not be cut out of {len(failed)} of {len(photos)} photos ({names}).")
     return [replace(photo, mask=results[photo.name].mask) for photo in photos]
 
 

@@ -309,7 +309,7 @@ def _with_masks(photos: list[Photo], config: PhotoConfig, notices: list[str]) ->
         )
     if len(found) < len(photos):
         without = [photo.name for photo in photos if photo not in found]
-        notices.append(f"{len(without)} of {len(photos)} photos have no mask and are used whole ({_some(without)}).")
+        notices.append(f"{len(without)} of {len(photos)} photos have no mask ({_some(without)}).")
     out = []
     for photo in photos:
         file = by_stem.get(_mask_stem(photo.name)) or by_stem.get(_mask_stem(photo.path.name))

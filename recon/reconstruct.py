@@ -162,7 +162,7 @@ def _alike(photos: Sequence[Photo], poses: Poses, warnings: list[str]) -> Poses:
     names = ", ".join(photos[i].name for i in whole[:3])
     warnings.append(f"{len(whole)} of {len(photos)} photos have no mask and are not fitted ({names}); give masks for them too.")
     cameras = tuple(None if i in whole else c for i, c in enumerate(poses.cameras))
-    reasons = tuple("placed, but it has no mask and the others have" if i in whole else r for i, r in enumerate(poses.reasons))
+    reasons = tuple("it has no mask and the others have" if i in whole else r for i, r in enumerate(poses.reasons))
     return dataclasses.replace(poses, cameras=cameras, reasons=reasons)
 
 

@@ -41,7 +41,7 @@ def sharp_frames(path: Path, count: int, max_side: int, max_pixels: int) -> list
         with av.open(str(path)) as container:
             frames = _best_of_spans(container, path, count, max_side, max_pixels)
     except (av.FFmpegError, OSError) as error:
-        raise InputError(f"{path.name} cannot be decoded as a video ({error}); convert it to MP4.") from error
+        raise InputError(f"{path.name} cannot be decoded as a video ({error.strerror or error}); convert it to MP4.") from error
     if not frames:
         raise InputError(f"{path.name} holds no frame that can be decoded; convert it to MP4.")
     return frames
