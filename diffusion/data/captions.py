@@ -21,6 +21,11 @@ TEMPLATES = (
     "{a_thing} on a white background",
     "a rendering of {a_thing}", "this is {a_thing}", "3d {thing}", "make {a_thing}", "the {thing}",
 )  # fmt: skip
+# What is measured on them is their clothes: "a woman in brown", never the other way round.
+PEOPLE = frozenset(
+    "person people man woman boy girl child baby athlete soldier knight worker engineer chef priest nun nurse doctor paramedic "
+    "hunter scientist superhero pirate captain mayor goth raver hobo beardo cop officer witch wizard king queen farmer".split()
+)
 PARTS = ("parts", "details", "accents")
 
 
@@ -97,8 +102,11 @@ def _core(words: Words, rng: random.Random, config: CaptionConfig, plain: bool =
     shape = choose(SHAPES[words.shape]) if words.shape else ""
     end = ""
     form = choose(("before", "before", "in", "with")) if colours else "before"
+    if PEOPLE & {*name.split(), *words.noun.split()}:
+        form = "in"
+        colours = [] if {"in", "with", "made"} & set(name.split()) else colours
     before = " and ".join(colours)
-    if form == "in" and not {"in", "with", "made"} & set(name.split()):
+    if colours and form == "in" and not {"in", "with", "made"} & set(name.split()):
         before, end = "", f"in {' and '.join(colours)}"
     elif form == "with" and len(colours) == 2 and not {"with", "made"} & set(name.split()):
         before, end = colours[0], f"with {colours[1]} {choose(PARTS)}"

@@ -114,6 +114,13 @@ class TestCaptions:
         assert all("red" in s and "white" in s and "wooden" in s for s in said)
         assert plain_caption(self.WORDS) == "a red and white wooden armchair"
 
+    def test_people_wear_their_colours(self):
+        woman = Words("woman", "woman", Palette(("brown", "black"), (0.6, 0.4)), "realistic")
+        assert plain_caption(woman) == "a woman in brown and black"
+        assert not any("brown woman" in s or "black woman" in s for s in captions(woman, 200, 0, "w"))
+        bearded = Words("man in costume", "man", woman.palette)
+        assert plain_caption(bearded) == "a man in costume"
+
     @pytest.mark.parametrize(
         ("phrase", "whole"),
         [("red chair", "a red chair"), ("orange chair", "an orange chair"), ("cherries", "cherries"), ("glass", "a glass"),
