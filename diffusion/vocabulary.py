@@ -12,8 +12,8 @@ from diffusion.data.colours import COLOUR_WORDS
 from diffusion.data.words import MATERIALS, SIZES
 from diffusion.text_encoder import TextEncoder
 
-# Of the thing's words to the nearest known name. Measured with the 1,623 names of the packed set: of 21 words for known things 3
-# are warned of ("evergreen", "cottage", "jug"); of 21 for unknown things 14, the rest being near kin (submarine: boat).
+# Of the thing's words to the nearest known name. Measured with the 1,623 names of the packed set: of 21 words for known things
+# 3 are warned of ("evergreen", "cottage", "jug"); of 21 for unknown things 14, the rest being near kin (submarine: boat).
 KNOWN_COSINE = 0.6
 _FILLER = frozenset(
     "a an the one some this is in with and of on made make please 3d model rendering picture style parts details accents "
