@@ -40,9 +40,9 @@ class VolumeFitConfig:
     views: int = 40  # pictures the object is fitted to, all around it
     view_side: int = 128  # px of those pictures
     pool: bool = True  # the Candidate Pool Strategy; False keeps the nodes that the surface gave
-    edit_from: float = 0.1  # fraction of the fit before the first edit
-    edit_until: float = 0.4  # fraction of the fit after which nodes stay
-    edits: int = 3  # in all
+    edit_from: float = 0.03  # fraction of the fit before the first edit
+    edit_until: float = 0.15  # fraction of the fit after which nodes stay
+    edits: int = 2  # in all
     error_views: int = 6  # pictures whose error decides where Gaussians are split
     growth: float = 0.1  # share of the Gaussians that one edit may split
     clone_below: float = 0.2  # spacings: smaller Gaussians are cloned, not split
