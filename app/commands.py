@@ -72,7 +72,7 @@ class Photos(Job):
     steps: int | None = None
     """Steps of the fit; the preset decides by default."""
     real_size: float | None = None
-    """Longest side of the subject in metres; gives the result metric scale."""
+    """Longest side of the subject in metres; gives the result metric scale, as exact as what the photos show of that side."""
     colmap_out: bool = False
     """Also write the cameras and points as a COLMAP model, with undistorted photos, to OUT/colmap."""
 
