@@ -48,17 +48,22 @@ BASES = {
 @dataclass(frozen=True, eq=False)
 class Schedule:
     """One noise schedule. kind "vp": alpha^2 + sigma^2 = 1; "ve": alpha = 1 around a VP network (its input is rescaled);
-    "edm": alpha = 1 with Karras et al.'s preconditioning; "flow": alpha + sigma = 1."""
+    "edm": alpha = 1 with Karras et al.'s preconditioning; "flow": alpha + sigma = 1.
+
+    The network's clock is a table of training timesteps (`log_snrs`), a flow's time, or else ln(sigma) / 4: EDM, and the
+    "ve" networks of diffusers' `timestep_type="continuous"` (Stable Video Diffusion).
+    """
 
     kind: Literal["vp", "ve", "edm", "flow"]
-    log_snrs: np.ndarray | None = None  # [T] by training timestep, decreasing; vp and ve
+    log_snrs: np.ndarray | None = None  # [T] by training timestep, decreasing
     num_train_timesteps: int = 1000
-    sigma_min: float = 0.002  # edm
+    sigma_min: float = 0.002  # without a table
     sigma_max: float = 80.0
-    sigma_data: float = 0.5
+    sigma_data: float = 0.5  # edm
 
     def __post_init__(self):
-        assert (self.log_snrs is not None) == (self.kind in ("vp", "ve")), f"kind {self.kind} and a table do not go together"
+        fits = {"vp": self.log_snrs is not None, "ve": True}.get(self.kind, self.log_snrs is None)
+        assert fits, f"kind {self.kind} and a table do not go together"
 
     def alpha_sigma(self, log_snr: Any) -> tuple[np.ndarray, np.ndarray]:
         """(alpha, sigma), float64 of log_snr's shape; log_snr may be infinite."""
@@ -70,11 +75,11 @@ class Schedule:
         return np.ones_like(lam), np.exp(-lam)
 
     def time(self, log_snr: Any) -> np.ndarray:
-        """What the network is told at this log-SNR: a fractional training timestep, or ln(sigma) / 4 for "edm"."""
+        """What the network is told at this log-SNR: a fractional training timestep, or ln(sigma) / 4."""
         lam = np.asarray(log_snr, np.float64)
         if self.kind == "flow":
             return self.num_train_timesteps * _sigmoid(-lam)
-        if self.kind == "edm":
+        if self.log_snrs is None:
             return -lam / 4
         return np.interp(-lam, -self.log_snrs, np.arange(len(self.log_snrs)))
 
@@ -84,17 +89,17 @@ class Schedule:
         if self.kind == "flow":
             with np.errstate(divide="ignore"):
                 return np.log(self.num_train_timesteps - time) - np.log(time)
-        if self.kind == "edm":
+        if self.log_snrs is None:
             return -4 * time
         return np.interp(time, np.arange(len(self.log_snrs)), self.log_snrs)
 
     @property
     def log_snr_range(self) -> tuple[float, float]:
         """(noisiest, cleanest) log-SNR the network was trained at; a flow's ends are taken one timestep inside."""
-        if self.kind == "edm":
-            return -float(np.log(self.sigma_max)), -float(np.log(self.sigma_min))
         if self.kind == "flow":
             return float(self.log_snr(self.num_train_timesteps - 1)), float(self.log_snr(1))
+        if self.log_snrs is None:
+            return -float(np.log(self.sigma_max)), -float(np.log(self.sigma_min))
         return float(self.log_snrs[-1]), float(self.log_snrs[0])
 
     def grid(self, name: str, steps: int, start: float | None = None, end: float | None = None) -> np.ndarray:
@@ -118,11 +123,10 @@ class Schedule:
         if name == "linspace":
             return self.log_snr(np.linspace(self.time(lowest), self.time(highest), steps + 1))
         if name == "trailing":
-            last = self.time(highest)
-            times = self.num_train_timesteps * (1 - np.arange(steps + 1) / steps) - (0 if self.kind == "flow" else 1)
-            if self.kind == "edm":
+            if self.kind != "flow" and self.log_snrs is None:
                 raise InputError("The grid 'trailing' needs training timesteps, which EDM has not; use 'karras' or 'log_snr'.")
-            return self.log_snr(np.maximum(times, last))
+            times = self.num_train_timesteps * (1 - np.arange(steps + 1) / steps) - (0 if self.kind == "flow" else 1)
+            return self.log_snr(np.maximum(times, self.time(highest)))
         raise InputError(f"Unknown time grid {name!r}; choose one of {', '.join(GRIDS)}.")
 
 
@@ -178,7 +182,7 @@ def flow(num_train_timesteps: int = 1000) -> Schedule:
 
 def from_diffusers(config: Mapping[str, Any], base: str | None = None) -> Schedule:
     """The schedule of a diffusers scheduler's config. `base`: its class name when already known, else it is recognised."""
-    kind = BASES[base or recognise(config)][1]
+    kind = BASES[recognise(config, base)][1]
     if config.get("use_flow_sigmas"):
         kind = "flow"
     if kind == "flow":
@@ -186,14 +190,18 @@ def from_diffusers(config: Mapping[str, Any], base: str | None = None) -> Schedu
     if kind == "edm":
         return edm(*(config[k] for k in ("sigma_min", "sigma_max", "sigma_data")))
     keys = "beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "trained_betas", "rescale_betas_zero_snr"
-    return vp(**{k: config[k] for k in keys if k in config}, kind=kind)
+    table = vp(**{k: config[k] for k in keys if k in config}, kind=kind)
+    if config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction":
+        cleanest, noisiest = (float(np.exp(-table.log_snrs[i])) for i in (0, -1))
+        return Schedule("ve", sigma_min=config.get("sigma_min") or cleanest, sigma_max=config.get("sigma_max") or noisiest)
+    return table
 
 
-def recognise(config: Mapping[str, Any]) -> str:
-    """The class a diffusers scheduler config came from; a fresh config does not carry its name, so its keys decide.
+def recognise(config: Mapping[str, Any], base: str | None = None) -> str:
+    """The class a diffusers scheduler config came from, or `base`, if its grid is known; raises InputError else.
 
-    Every scheduler of diffusers is a candidate, so that distilled, inverse and rescaled ones are refused, not taken for the
-    nearest known one.
+    A fresh config does not carry its class's name, so its keys decide. Every scheduler of diffusers is a candidate, so that
+    distilled, inverse and rescaled ones are refused, not taken for the nearest known one.
     """
     import inspect
 
@@ -204,9 +212,9 @@ def recognise(config: Mapping[str, Any]) -> str:
     def wanted(name: str) -> set[str]:
         return set(inspect.signature(getattr(diffusers, name).__init__).parameters) - {"self", "args", "kwargs"}
 
-    named = config.get("_class_name")
+    named = base or config.get("_class_name")
     known = [*BASES, *(name for name in dir(diffusers) if name.endswith("Scheduler") and name not in BASES)]
-    if named not in known:
+    if base is None and named not in known:
         fitting = [name for name in known if wanted(name) and wanted(name) <= keys]
         named = max(fitting, key=lambda name: len(wanted(name)), default=named)
     if named not in BASES:

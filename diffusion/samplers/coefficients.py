@@ -18,15 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from splat.errors import InputError
-
 # Adams-Bashforth for evenly spaced steps, generalised to momentum b (Wizadwongsa et al. 2023, GHVB): numerators without b,
-# numerators per b, denominator over b. At b = 1 these are the classical formulas, order 4 being PLMS.
+# numerators per b, denominator per b. At b = 1 these are the classical formulas, order 4 being PLMS.
 _GHVB = {
-    1: ((1.0,), (0.0,), 1.0, False),
-    2: ((2.0, -2.0), (1.0, 1.0), 2.0, True),
-    3: ((18.0, -24.0, 6.0), (5.0, 8.0, -1.0), 12.0, True),
-    4: ((46.0, -78.0, 42.0, -10.0), (9.0, 19.0, -5.0, 1.0), 24.0, True),
+    1: ((0.0,), (1.0,), 1.0),
+    2: ((2.0, -2.0), (1.0, 1.0), 2.0),
+    3: ((18.0, -24.0, 6.0), (5.0, 8.0, -1.0), 12.0),
+    4: ((46.0, -78.0, 42.0, -10.0), (9.0, 19.0, -5.0, 1.0), 24.0),
 }
 
 
@@ -54,8 +52,8 @@ def polynomial_weights(offsets: Sequence[float], h: float, rate: float) -> list[
 
 def adams_bashforth(order: int, momentum: float = 1.0) -> list[float]:
     """Weights, newest first, for the mean slope over one step of even spacing, histories smoothed by `momentum` in (0, 1]."""
-    plain, with_b, scale, over_b = _GHVB[order]
-    return [(p + momentum * q) / (scale * (momentum if over_b else 1.0)) for p, q in zip(plain, with_b)]
+    plain, with_b, scale = _GHVB[order]
+    return [(p + momentum * q) / (scale * momentum) for p, q in zip(plain, with_b)]
 
 
 def lagrange(nodes: Sequence[float], at: float) -> list[float]:
@@ -103,8 +101,7 @@ def move(kind: str, r: Node, t: Node, known: Sequence[Node], eta: float = 0.0) -
     data kind only:  x_t = (sigma_t/sigma_r) e^{-eta^2 h} x_r + (1 + eta^2) alpha_t int e^{-(1 + eta^2)(h - z)} D dz
                            + sigma_t sqrt(1 - e^{-2 eta^2 h}) z.
     """
-    if eta and kind != "data":
-        raise InputError(f"Stochasticity eta = {eta} needs data prediction, not {kind!r}; use kind='data' or eta=0.")
+    assert not eta or kind == "data", kind
     if kind == "flow":
         step = t.kappa - r.kappa
         weights = polynomial_weights([n.kappa - r.kappa for n in known], step, 0.0)

@@ -30,32 +30,27 @@ class Step:
     shift_window: float = 0.0  # half width, in training timesteps, of the variance-matched time shift at the end of the step
 
     def __post_init__(self):
+        choices = {
+            "order": (1, 2, 3, 4),
+            "kind": ("data", "noise", "flow", "v3"),
+            "corrector": ("none", "reuse", "fresh"),
+            "momentum_on": ("history", "update"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known or isinstance(getattr(self, name), float):
+                raise InputError(f"{name} = {getattr(self, name)!r} is none of {', '.join(map(str, known))}.")
         for name in ("node", "momentum", "compensation", "eta", "churn", "langevin", "shift_window"):
-            value = getattr(self, name)
-            if value is not None and not math.isfinite(value):
-                raise InputError(f"{name} = {value} is no number to step by; give a finite one.")
-        if self.order not in (1, 2, 3, 4) or not isinstance(self.order, int):
-            raise InputError(f"Order {self.order} is not one of 1, 2, 3, 4.")
-        if self.corrector not in ("none", "reuse", "fresh") or self.momentum_on not in ("history", "update"):
-            raise InputError(
-                f"Corrector {self.corrector!r} must be none, reuse or fresh; momentum_on {self.momentum_on!r} history or update"
-            )
-        if self.kind not in ("data", "noise", "flow", "v3"):
-            raise InputError(f"Unknown kind {self.kind!r}; use data, noise, flow or v3.")
-        if not 0 < self.momentum <= 1:
-            raise InputError(f"Momentum {self.momentum} is outside (0, 1]; 1 means none.")
-        if (self.even or (self.momentum < 1 and self.momentum_on == "history")) and not (self.even and self.kind == "noise"):
+            if getattr(self, name) is not None and not math.isfinite(getattr(self, name)):
+                raise InputError(f"{name} = {getattr(self, name)} is no number to step by; give a finite one.")
+        if not (0 < self.momentum <= 1 and 0 <= self.eta <= 1) or min(self.churn, self.langevin, self.shift_window) < 0:
+            raise InputError("momentum lies in (0, 1], eta in [0, 1]; churn, langevin and shift_window are not negative.")
+        corrected, smoothed = self.corrector != "none", self.momentum < 1
+        if (self.even or (smoothed and self.momentum_on == "history")) and not (self.even and self.kind == "noise"):
             raise InputError("Even coefficients and momentum on the history go together with kind 'noise'; set even=True.")
-        if self.even and self.corrector != "none":
-            raise InputError("Even coefficients have no corrector; set corrector='none' or even=False.")
-        if not 0 <= self.eta <= 1 or self.churn < 0 or self.langevin < 0 or self.shift_window < 0:
-            raise InputError("eta lies in [0, 1]; churn, langevin and shift_window are not negative.")
-        if self.churn and (self.order > 1 or self.corrector != "none"):
-            raise InputError(
-                "Churn goes with order 1 and no corrector: predictions from before the fresh noise would bias the step."
-            )
-        if self.momentum < 1 and self.corrector != "none":
-            raise InputError("Momentum and a corrector undo each other; use one of them.")
+        if corrected and (self.even or smoothed):
+            raise InputError("Neither even coefficients nor momentum have a corrector; set corrector='none'.")
+        if self.churn and (corrected or self.order > 1):
+            raise InputError("Churn goes with order 1 and no corrector: predictions from before fresh noise bias the step.")
         if self.eta and self.kind != "data":
             raise InputError(f"Stochasticity eta = {self.eta} needs data prediction, not {self.kind!r}; use kind='data'.")
 
@@ -110,7 +105,7 @@ def repeated(needs_mean: bool = False, **step: Any) -> Plan:
 
 def ghvb(order: float) -> Plan:
     """Momentum of non-integer order p - 1 + b (GHVB), e.g. 1.8 for p = 2, b = 0.8."""
-    whole = int(-(-order // 1))
+    whole = math.ceil(order)
     return repeated(order=whole, kind="noise", even=True, momentum=1.0 - (whole - order))
 
 

@@ -9,6 +9,7 @@ from numbers import Integral
 from typing import Any, NamedTuple
 
 import diffusers
+import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
@@ -122,9 +123,7 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
         """
         flat = {k: v for k, v in config.items() if not k.startswith("_")}
         if "plan" not in flat:
-            flat["base"] = base or schedules.recognise(config)
-            if flat["base"] not in schedules.BASES:
-                raise InputError(f"No grid is known for {flat['base']}; use one of {', '.join(sorted(schedules.BASES))}.")
+            flat["base"] = schedules.recognise(config, base)
             if flat.get("invert_sigmas") or flat.get("prediction_type") == "score":
                 raise InputError("Schedulers with inverted sigmas or score predictions are not supported; use their own class.")
             flat.setdefault("prediction_type", "epsilon")
@@ -190,7 +189,12 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
         )
 
     def set_mean(self, mean: Tensor | None) -> None:
-        """The mean mu [as one sample, or the batch] of mean-reverting diffusion x_t = a x_0 + (1 - a) mu + s n (MRS)."""
+        """The mean mu [as one sample, or the batch] of mean-reverting diffusion x_t = a x_0 + (1 - a) mu + s n (MRS).
+
+        It is for the next run alone, and gone after the last call: the next picture has another mean.
+        """
+        if mean is not None and not self.plan.needs_mean:
+            raise InputError("This plan is not mean-reverting; use plan='mr', or a plan with needs_mean=True.")
         self._mean = mean
 
     def __len__(self) -> int:
@@ -208,7 +212,8 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
     ) -> None:
         """Lay out nodes, plan and calls; `timesteps`, `sigmas` and `mu` (a flow's shift) go to the base scheduler.
 
-        A plan that names its nodes keeps them: of `timesteps` or `sigmas` it takes only the number.
+        A plan that names its nodes keeps them: of `timesteps` or `sigmas` it takes only the number. So does `grid` of the
+        sigmas 1, 1 - 1/n, ..., 1/n, in which Flux-like pipelines say that they want n steps; others are an error there.
         """
         custom = {k: v for k, v in {"timesteps": timesteps, "sigmas": sigmas, "mu": mu}.items() if v is not None}
         if num_inference_steps is None and not ("timesteps" in custom or "sigmas" in custom):
@@ -223,10 +228,12 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
             integer_times = False
         elif self._base is not None:
             self._nodes, integer_times = base_nodes(self._base, self.schedule, num_inference_steps, custom)
-        elif custom:
-            raise InputError(f"{', '.join(custom)} need a base scheduler's own grid; use from_config without grid=.")
         else:
-            self._nodes, integer_times = grid_nodes(self.schedule, self.config, num_inference_steps), False
+            steps, integer_times = num_inference_steps or len(sigmas if timesteps is None else timesteps), False
+            plain = sigmas is None or np.allclose(sigmas, 1 - np.arange(len(sigmas)) / len(sigmas), atol=1e-6)
+            if timesteps is not None or not plain:
+                raise InputError("Custom timesteps or sigmas need a base scheduler's own grid; use from_config without grid=.")
+            self._nodes = grid_nodes(self.schedule, self.config, steps)
         # the last may repeat: with set_alpha_to_one=False, DDIM and PNDM end where their last call is
         if any(b.sigma * a.alpha >= a.sigma * b.alpha for a, b in zip(self._nodes[:-1], self._nodes[1:-1])):
             raise InputError(f"{len(self._nodes) - 1} steps on this grid hold the same noise level twice; ask for fewer.")
@@ -412,6 +419,8 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
             self._shift_time(x, self._steps[call.step].shift_window)
         if mean is not None:
             x = x + mean
+        if self._step_index == len(self._calls):
+            self._mean = None
         x = x.to(sample.dtype)
         return SchedulerOutput(prev_sample=x) if return_dict else (x,)
 

@@ -55,6 +55,20 @@ def test_rescale_returns_the_spread():
     spread = rescaled(strong, plain, 1.0).flatten(1).std(1)
     torch.testing.assert_close(spread, plain.flatten(1).std(1))
     assert rescaled(strong, plain, 0.0) is strong
+    quarter = rescaled(strong, plain, 0.25).flatten(1).std(1)
+    torch.testing.assert_close(quarter, 0.75 * strong.flatten(1).std(1) + 0.25 * plain.flatten(1).std(1))
+
+
+def test_rescale_reaches_denoisers_and_guiders():
+    g = torch.Generator().manual_seed(0)
+    conditional, free = torch.randn(2, 4, 8, 8, generator=g), torch.randn(2, 4, 8, 8, generator=g)
+    schedule = GuidanceSchedule(6.0, rescale=0.7)
+    expected = rescaled(free + 6.0 * (conditional - free), conditional, 0.7)
+    denoise = guided(lambda x, alpha, sigma: conditional, lambda x, alpha, sigma: free, schedule)
+    torch.testing.assert_close(denoise(conditional, 0.6, 0.8), expected)
+    guider = scheduled_guider(schedule, vp().log_snr)
+    guider.set_state(0, 3, torch.tensor(500.0))
+    torch.testing.assert_close(guider.forward(conditional, free).pred, expected)
 
 
 @pytest.mark.parametrize("wrong", [{"shape": "square"}, {"rescale": 2.0}, {"start": 1.0, "end": 0.0}, {"ramp": (1.0, 1.0)}])

@@ -9,11 +9,10 @@ import torch
 from diffusion.mixtures import Mixture, integrate
 from diffusion.samplers.coefficients import adams_bashforth, lagrange, phi, polynomial_weights
 from diffusion.samplers.plan import Plan, Step
-from diffusion.samplers.sampling import sample
-from diffusion.samplers.scheduler import EIScheduler
+from diffusion.samplers.scheduler import EIScheduler, Known
 from diffusion.schedules import vp
 
-START, END = -5.0, 3.0  # from a VP schedule's noise, where the low-order first steps leave no trace
+START, END = -5.0, 3.0  # from a VP schedule's noise, where the low-order first steps leave little trace
 VARIANCES = torch.tensor([4.0, 1.0, 0.25, 0.05], dtype=torch.float64)
 
 
@@ -21,47 +20,79 @@ def gaussian_denoiser(x, alpha, sigma):
     return alpha * VARIANCES / (alpha**2 * VARIANCES + sigma**2) * x
 
 
-def gaussian_flow(x, schedule):
+def gaussian_flow(x, schedule, start=START, end=END):
     """The exact solution: every coordinate keeps its place in units of its standard deviation."""
-    (a0, s0), (a1, s1) = schedule.alpha_sigma(START), schedule.alpha_sigma(END)
+    (a0, s0), (a1, s1) = schedule.alpha_sigma(start), schedule.alpha_sigma(end)
     return x * ((a1**2 * VARIANCES + s1**2) / (a0**2 * VARIANCES + s0**2)).sqrt()
 
 
-def solve(plan, steps, denoise=gaussian_denoiser, **config):
+def error(plan, steps, start=START, exact=0, **config):
+    """Distance to the exact solution. The first `exact` steps are not taken: states and predictions there are the true ones."""
     scheduler = EIScheduler(
-        plan=plan, prediction_type="sample", log_snr_start=START, log_snr_end=END, final_sigmas_type="sigma_min", **config
+        plan=plan, prediction_type="sample", log_snr_start=start, log_snr_end=END, final_sigmas_type="sigma_min", **config
     )
     scheduler.set_timesteps(steps)
-    x = torch.randn(16, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    return sample(denoise, scheduler, x), x, scheduler.schedule
+    noise = torch.randn(16, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    states = [gaussian_flow(noise, scheduler.schedule, start, node.log_snr) for node in scheduler._nodes]
+    for x, node in zip(states[:exact], scheduler._nodes):
+        data = gaussian_denoiser(x, node.alpha, node.sigma)
+        scheduler._history = (Known(data, (x - node.alpha * data) / node.sigma, node), *scheduler._history)
+    scheduler.set_begin_index(exact)
+    x = states[exact]
+    for _ in scheduler.timesteps[exact:]:
+        node = scheduler.current_node()
+        x = scheduler.step(gaussian_denoiser(x, node.alpha, node.sigma), None, x).prev_sample
+    return float((x - states[-1]).norm())
 
 
-def slope(plan, **config):
-    errors = []
-    for steps in (20, 40, 80, 160):
-        got, x, schedule = solve(plan, steps, **config)
-        errors.append(float((got - gaussian_flow(x, schedule)).norm()))
-    return math.log2(errors[-2] / errors[-1])
+def slope(plan, steps=160, **config):
+    return math.log2(error(plan, steps // 2, **config) / error(plan, steps, **config))
+
+
+def repeated(**step):
+    return Plan((Step(**step),), repeat=True)
 
 
 @pytest.mark.parametrize("kind", ["data", "noise", "flow"])
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_observed_order(order, kind):
-    observed = slope(Plan((Step(order=order, kind=kind),), repeat=True))
+    observed = slope(repeated(order=order, kind=kind))
     assert abs(observed - order) < 0.15 if order < 3 else observed >= 2.9
 
 
-@pytest.mark.parametrize(("order", "corrector"), [(1, "reuse"), (2, "reuse"), (3, "reuse"), (1, "fresh")])
+@pytest.mark.parametrize(("order", "corrector"), [(1, "reuse"), (2, "reuse"), (1, "fresh")])
 @pytest.mark.parametrize("kind", ["data", "noise", "flow"])
 def test_corrector_adds_one_order(order, kind, corrector):
-    observed = slope(Plan((Step(order=order, kind=kind, corrector=corrector),), repeat=True))
-    assert observed >= (order + 0.85 if order < 3 else 3.5)  # measured 3.8 to 4.1 at order 3, not yet asymptotic
+    assert slope(repeated(order=order, kind=kind, corrector=corrector)) >= order + 0.85
+
+
+@pytest.mark.parametrize("corrector", ["none", "reuse"])
+@pytest.mark.parametrize("kind", ["data", "noise", "flow"])
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_order_of_the_formula_alone(order, kind, corrector):
+    """From log-SNR -2, in the thick of it, after as many exact steps as the polynomial wants, so that every step has its order.
+
+    Third-order data prediction is still above its order here (3.17; 3.33 at 80 steps).
+    """
+    expected = order + (corrector == "reuse")
+    observed = slope(repeated(order=order, kind=kind, corrector=corrector), 320, start=-2.0, exact=4)
+    assert expected - 0.1 < observed < expected + 0.2
+
+
+@pytest.mark.parametrize("kind", ["data", "noise", "flow"])
+def test_low_order_first_steps_bound_the_order_of_a_run(kind):
+    """The first step has one prediction to go by, so its error is of second order, third with a corrector, whatever follows.
+
+    A run from pure noise hardly shows that, because predictions scarcely change there; one that starts in the middle does.
+    """
+    assert abs(slope(repeated(order=3, kind=kind), 320, start=-2.0) - 2) < 0.15
+    assert slope(repeated(order=3, kind=kind), 320, start=-2.0, exact=2) >= 2.9  # two exact steps are enough
 
 
 @pytest.mark.parametrize("schedule", ["vp", "ve", "flow"])
 def test_order_in_every_coordinate_system(schedule):
     """x/alpha of any schedule solves the same ODE. EDM wraps the network: test_parity.py covers it."""
-    assert abs(slope(Plan((Step(order=2),), repeat=True), schedule=schedule) - 2) < 0.15
+    assert abs(slope(repeated(order=2), schedule=schedule) - 2) < 0.15
 
 
 def test_even_coefficients_are_adams_bashforth_and_first_order_on_uneven_nodes():

@@ -79,6 +79,12 @@ ONE_CALL = {
     ),
     "euler": (diffusers.EulerDiscreteScheduler(), "ddim"),
     "euler karras v": (diffusers.EulerDiscreteScheduler(use_karras_sigmas=True, prediction_type="v_prediction"), "deis1"),
+    "euler continuous": (
+        diffusers.EulerDiscreteScheduler(  # Stable Video Diffusion's
+            timestep_type="continuous", prediction_type="v_prediction", use_karras_sigmas=True, sigma_min=0.002, sigma_max=700.0
+        ),
+        "ddim",
+    ),
     "edm": (diffusers.EDMEulerScheduler(), "ddim"),
     "edm v": (diffusers.EDMEulerScheduler(prediction_type="v_prediction"), "ddim"),
     "flow": (diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), "flow-euler"),

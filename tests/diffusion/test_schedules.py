@@ -11,6 +11,7 @@ from diffusion import schedules
 from diffusion.schedules import PREDICTION_TYPES, edm, flow, from_data, to_data_and_noise, vp
 from splat.errors import InputError
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers with numpy 2
 ALL = {"vp": vp(), "cosine": vp("squaredcos_cap_v2"), "ve": vp("scaled_linear", kind="ve"), "edm": edm(), "flow": flow()}
 
 
@@ -82,6 +83,15 @@ def test_from_diffusers_reads_kind_and_betas():
     schedule = schedules.from_diffusers(config)
     assert schedule.kind == "ve" and schedule.log_snrs[-1] == pytest.approx(vp("scaled_linear", beta_end=0.012).log_snrs[-1])
     assert schedules.from_diffusers(diffusers.EDMEulerScheduler(sigma_max=40.0).config).sigma_max == 40.0
+    continuous = {"timestep_type": "continuous", "prediction_type": "v_prediction"}
+    for ends in ({"sigma_min": 0.002, "sigma_max": 700.0, "use_karras_sigmas": True}, {}):
+        theirs = diffusers.EulerDiscreteScheduler(**continuous, **ends)
+        schedule = schedules.from_diffusers(theirs.config)
+        theirs.set_timesteps(7)
+        lams = -theirs.sigmas[:-1].double().log().numpy()
+        np.testing.assert_allclose(schedule.time(lams), theirs.timesteps.numpy(), rtol=1e-6)
+        np.testing.assert_allclose(schedule.log_snr(theirs.timesteps.numpy()), lams, rtol=1e-6)
+        assert schedule.kind == "ve" and schedule.log_snr_range == pytest.approx((lams[0], lams[-1]), rel=1e-4)
     assert schedules.from_diffusers(diffusers.FlowMatchEulerDiscreteScheduler().config).kind == "flow"
     assert schedules.from_diffusers(diffusers.UniPCMultistepScheduler(use_flow_sigmas=True).config).kind == "flow"
     betas = np.linspace(0.001, 0.01, 50)
