@@ -29,15 +29,14 @@ class StoredText:
     def __len__(self) -> int:
         return len(self.sentences)
 
-    def features(self, rows: Sequence[int]) -> TextFeatures:
+    def features(self, rows: Sequence[int] | Tensor) -> TextFeatures:
         """Of the sentences `rows`, in that order, padded to the longest of them; float32."""
-        rows = list(rows)
-        lengths = [int(self.starts[r + 1] - self.starts[r]) for r in rows]
-        tokens = torch.zeros(len(rows), max(lengths), self.tokens.shape[1])
-        mask = torch.zeros(len(rows), max(lengths), dtype=torch.bool)
-        for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            tokens[i, :length] = self.tokens[self.starts[row] : self.starts[row + 1]].float()
-            mask[i, :length] = True
+        rows = torch.as_tensor(rows, dtype=torch.int64)
+        lengths = self.starts[rows + 1] - self.starts[rows]
+        place = torch.arange(int(lengths.max()))
+        mask = place < lengths[:, None]
+        flat = (self.starts[rows, None] + place).clamp(max=len(self.tokens) - 1)
+        tokens = self.tokens[flat].float() * mask[..., None]
         return TextFeatures(tokens, mask, self.pooled[rows])
 
     @cached_property

@@ -105,6 +105,12 @@ class SplatVolume:
         shape = (len(self), 1, *self.features.shape[2:])
         return torch.stack(fields).reshape(shape).to(self.features)
 
+    def mirrored(self) -> SplatVolume:
+        """Left and right swapped."""
+        features = self.features.flip(-1).clone()
+        features[:, [0, 9, 10]] *= -1  # x of the offset, xy and xz of the stretch
+        return replace(self, features=features)
+
     @staticmethod
     def from_splats(splats: Splats, nodes: Tensor, resolution: int, side: float = 1.0, max_offset: float = 1.5) -> SplatVolume:
         """One cube with Gaussian i at flat node `nodes[i]` [N], no node twice; SH bands above 0 are dropped.
@@ -135,6 +141,39 @@ class SplatVolume:
 
     def to(self, target: torch.device | str | torch.dtype) -> SplatVolume:
         return replace(self, features=self.features.to(target))
+
+
+def canonical_nodes(means: Tensor, nodes: Tensor, resolution: int, side: float = 1.0) -> Tensor:
+    """World means [N, 3] and their flat nodes [N] -> [N] nodes: each Gaussian at the free node nearest to it, if there is one.
+
+    Which node a fitted Gaussian sits on is partly chance, and networks regress to the mean of chances. Nodes within one
+    spacing per axis of a mean's own cell are offered in order of distance; whoever is nearer takes a contested one, and who
+    finds none keeps the node it had (then nobody else gets it). Deterministic.
+    """
+    r, count = resolution, len(means)
+    cell = ((means / side + 0.5) * r).floor().long().clamp(0, r - 1)
+    span = torch.arange(-1, 2, device=means.device)
+    steps = torch.stack(torch.meshgrid(span, span, span, indexing="ij"), dim=-1).reshape(1, 27, 3)
+    offered = (cell[:, None] + steps).clamp(0, r - 1)
+    flat = offered[..., 0] + r * (offered[..., 1] + r * offered[..., 2])
+    distance = (means[:, None] - node_positions(flat.flatten(), r, side).to(means).reshape(count, 27, 3)).norm(dim=-1)
+    order = distance.flatten().argsort(stable=True)
+    who, where = (order // 27).tolist(), flat.flatten()[order].tolist()
+    taken, result = {}, {}
+    for i, node in zip(who, where, strict=True):
+        if i not in result and node not in taken:
+            result[i], taken[node] = node, i
+            if len(result) == count:
+                break
+    old = nodes.tolist()
+    homeless = [i for i in range(count) if i not in result]
+    while homeless:  # its old node may have gone to another, who then returns to its own old one
+        i = homeless.pop()
+        other = taken.get(old[i])
+        result[i], taken[old[i]] = old[i], i
+        if other is not None and other != i:
+            homeless.append(other)
+    return torch.tensor([result[i] for i in range(count)], dtype=nodes.dtype, device=nodes.device)
 
 
 def node_positions(nodes: Tensor, resolution: int, side: float = 1.0) -> Tensor:

@@ -1,0 +1,187 @@
+"""A sentence in, a volume of Gaussians out: the shipped networks put together, and how they are kept on disk.
+
+A folder of weights holds `weights.json` (what is there, with the SHA-256 of every file, licences and training facts), the
+codec, the vocabulary, and each network in diffusers' form. Nothing else is read, and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from diffusion.field_codec import FieldCodec
+from diffusion.models.attribute_predictor import AttributePredictor
+from diffusion.models.latent_denoiser import LatentDenoiser
+from diffusion.models.volume_unet import VolumeUNet
+from diffusion.text_config import TextSampleConfig
+from diffusion.text_encoder import TextEncoder, load_text_encoder
+from diffusion.text_stages import AttributeStage, DetailStage, Draft, ShapeStage, Stage
+from diffusion.vocabulary import Vocabulary
+from diffusion.volume import SplatVolume
+from splat.errors import InputError
+from splat.io.atomic import atomically
+from splat.progress import Progress
+
+FORMAT = "splatsmith text 1"
+NETWORKS = {"denoiser": LatentDenoiser, "upsampler": VolumeUNet, "attributes": AttributePredictor}
+PREVIEW_SIDE = 192  # px
+
+
+@dataclass(frozen=True)
+class TextSamples:
+    """One cube per prompt."""
+
+    volumes: SplatVolume
+    agreement: Tensor  # [B] how much better the text explains the shape than no text: higher is better
+
+
+@dataclass(frozen=True)
+class TextToVolume:
+    """The stages from coarse to fine, with the text encoder they were trained with."""
+
+    stages: tuple[Stage, ...]
+    encoder: TextEncoder
+    vocabulary: Vocabulary
+    licences: tuple[str, ...]
+    facts: dict  # of weights.json
+
+    @staticmethod
+    def load(
+        folder: Path | None = None, device: torch.device | str = "cpu", encoder: TextEncoder | None = None
+    ) -> TextToVolume:
+        """From a folder that `save_text_weights` wrote; None: the weights that ship with the package.
+
+        Raises InputError when a file is missing, damaged, altered or of another shape, with the remedy.
+        """
+        folder = Path(folder) if folder is not None else shipped_weights()
+        facts = _checked(folder)
+        try:
+            codec, vocabulary = _tables(folder, facts)
+            networks = {
+                name: kind.from_pretrained(folder / name, use_safetensors=True, local_files_only=True).float().eval().to(device)
+                for name, kind in NETWORKS.items()
+            }
+            licences = tuple(str(x) for x in facts["licences"])
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise _damaged(folder, str(error).splitlines()[0]) from error
+        stages = (
+            ShapeStage(networks["denoiser"], codec.to(device)),
+            DetailStage(networks["upsampler"]),
+            AttributeStage(networks["attributes"]),
+        )
+        return TextToVolume(stages, encoder or load_text_encoder(device=device), vocabulary, licences, facts)
+
+    def generate(
+        self, prompts: Sequence[str], seeds: Sequence[int], config: TextSampleConfig
+    ) -> Generator[Progress, None, TextSamples]:
+        """One cube per (prompt, seed); it depends on those and `config` alone, not on what else is asked for.
+
+        Yields `Progress(stage, done, total)` with stages "shape", "detail" and "attributes", each with a preview [H, W, 3].
+        """
+        if len(prompts) != len(seeds) or not prompts:
+            raise InputError(f"{len(prompts)} prompts and {len(seeds)} seeds were given; give one seed to each prompt.")
+        volumes, agreement = [], []
+        for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+            draft = Draft(self.encoder.encode([prompt]), int(seed))
+            for stage in self.stages:
+                draft = stage(draft, config)
+                yield Progress(stage.name, i + 1, len(prompts), note=prompt, preview=_preview(draft, config.threads))
+            volumes.append(draft.volume.to("cpu"))
+            agreement.append(self.stages[0].agreement(draft))
+        return TextSamples(SplatVolume.cat(volumes), torch.tensor(agreement))
+
+
+def shipped_weights() -> Path:
+    """Where the package has its own weights. Raises InputError when it has none."""
+    from importlib.resources import files
+
+    for folder in (
+        Path(str(files("app"))) / "assets" / "weights" / "text",
+        Path(__file__).parents[1] / "assets" / "weights" / "text",
+    ):
+        if folder.is_dir():
+            return folder
+    raise InputError("The weights of text to 3-D are not installed; install splatsmith again, or give a folder with --weights.")
+
+
+def save_text_weights(
+    folder: Path,
+    codec: FieldCodec,
+    vocabulary: Vocabulary,
+    networks: dict[str, nn.Module],
+    licences: Sequence[str],
+    facts: dict,
+) -> None:
+    """Everything in half precision, and weights.json last: a folder with it is whole. `facts` is anything JSON holds."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "weights.json").unlink(missing_ok=True)
+    tables = {"mean": codec.mean, "basis": codec.basis, "directions": vocabulary.directions}
+    tables = {name: x.half().contiguous() for name, x in tables.items()} | {"scales": codec.scales.contiguous()}
+    with atomically(folder / "tables.safetensors") as temporary:
+        save_file(tables, str(temporary))
+    for name in NETWORKS:
+        networks[name].half().save_pretrained(folder / name, safe_serialization=True)
+    paths = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix in (".safetensors", ".json"))
+    about = {
+        "format": FORMAT, "files": {p: _sha256(folder / p) for p in paths}, "resolution": codec.resolution,
+        "limit": codec.limit, "names": list(vocabulary.names), "licences": list(licences), "facts": facts,
+    }  # fmt: skip
+    with atomically(folder / "weights.json") as temporary:
+        Path(temporary).write_text(json.dumps(about, indent=1))
+
+
+def _checked(folder: Path) -> dict:
+    """weights.json, once every file it names is there and unaltered."""
+    try:
+        facts = json.loads((folder / "weights.json").read_text(encoding="utf-8"))
+        if facts["format"] != FORMAT:
+            raise ValueError(f"its format is {facts['format']!r}, not {FORMAT!r}")
+        expected = {f"{name}/config.json" for name in NETWORKS} | {"tables.safetensors"}
+        if not expected <= set(facts["files"]):
+            raise ValueError(f"it does not list {', '.join(sorted(expected - set(facts['files'])))}")
+        for name, digest in facts["files"].items():
+            path = folder / name
+            if not path.resolve().is_relative_to(folder.resolve()):
+                raise ValueError(f"{name!r} leads out of the folder")
+            if _sha256(path) != digest:
+                raise ValueError(f"{name} is not the file that was written")
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(folder, str(error)) from error
+    return facts
+
+
+def _tables(folder: Path, facts: dict) -> tuple[FieldCodec, Vocabulary]:
+    from safetensors.torch import load_file
+
+    t = load_file(folder / "tables.safetensors")
+    codec = FieldCodec(t["mean"].float(), t["basis"].float(), t["scales"], int(facts["resolution"]), float(facts["limit"]))
+    if len(facts["names"]) != len(t["directions"]):
+        raise ValueError(f"{len(facts['names'])} names and {len(t['directions'])} directions")
+    return codec, Vocabulary(tuple(facts["names"]), nn.functional.normalize(t["directions"].float(), dim=-1))
+
+
+def _damaged(folder: Path, reason: str) -> InputError:
+    return InputError(
+        f"{folder} holds no whole weights of text to 3-D ({reason}); install splatsmith again, or give another --weights."
+    )
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@torch.no_grad()
+def _preview(draft: Draft, threads: int | None) -> Tensor:
+    from diffusion.data.object_views import input_camera
+    from splat.render import RenderOptions, render
+
+    options = RenderOptions(background=torch.ones(3), threads=threads)
+    return render(draft.splats().to("cpu"), input_camera(PREVIEW_SIDE), options).rgb[0].clamp(0, 1)

@@ -1,0 +1,236 @@
+"""Training of what turns a coarse field into Gaussians: the upsampler of fields, then the attribute predictor.
+
+Both learn from fitted volumes (`fit_volumes`). The upsampler sees coarse fields that have been through the codec and noise,
+as those of the first stage will be; the predictor sees true fields and the upsampler's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffusion.data.object_views import DISTANCE, FOV_DEG
+from diffusion.field import Nearest, nearest_centres
+from diffusion.field_bank import FieldBank
+from diffusion.field_codec import FieldCodec
+from diffusion.fit_volumes import volume_path
+from diffusion.models.attribute_predictor import AttributePredictor
+from diffusion.models.volume_unet import VolumeUNet
+from diffusion.text_encoder import TextFeatures
+from diffusion.text_stages import interpolated, upsampled
+from diffusion.train_latents import balanced_weights, latents_of
+from diffusion.training import TrainConfig, train
+from diffusion.volume import (
+    ACTIVE_LOGIT,
+    COLOUR,
+    OPACITY,
+    ChannelStatistics,
+    SplatVolume,
+    canonical_nodes,
+    load_volume,
+)
+from splat.cameras import Cameras, intrinsics
+from splat.losses import photometric
+from splat.progress import Progress
+from splat.render import RenderOptions, render
+from splat.sh import from_rgb, to_rgb
+
+
+class FineExamples:
+    """The bank's examples with their fields at the resolution of the volumes, made on demand; searches are kept in memory."""
+
+    def __init__(self, bank: FieldBank, volumes: Path, split: str) -> None:
+        self.bank, self.volumes = bank, volumes
+        self.rows = [int(i) for i in bank.examples(split) if bank.variants[i].stretch == (1.0, 1.0)]
+        self.kept: dict[int, tuple[SplatVolume, Nearest]] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def object(self, owner: int) -> tuple[SplatVolume, Nearest]:
+        """The canonical volume of an object, and which Gaussian is nearest to each node."""
+        if owner not in self.kept:
+            fitted = load_volume(volume_path(self.volumes, self.bank.keys[owner]))[0]
+            splats, nodes = fitted.to_splats(), fitted.active[0].flatten().nonzero().squeeze(-1)
+            volume = SplatVolume.from_splats(splats, canonical_nodes(splats.means, nodes, fitted.resolution), fitted.resolution)
+            found = nearest_centres(volume.to_splats().means, fitted.resolution)
+            self.kept[owner] = (
+                volume,
+                replace(found, distance=found.distance.astype(np.float16), index=found.index.astype(np.int32)),
+            )
+        return self.kept[owner]
+
+    def volume(self, i: int) -> SplatVolume:
+        """The Gaussians of example i: one cube."""
+        row = self.rows[i]
+        volume, _ = self.object(int(self.bank.objects[row]))
+        variant = self.bank.variants[row]
+        features, active = volume.features.clone(), volume.active[0]
+        rgb = to_rgb(features[0, COLOUR, active].T).clamp(0, 1)
+        features[0, COLOUR, active] = from_rgb(variant.colours(rgb)).T
+        volume = replace(volume, features=features)
+        return volume.mirrored() if variant.mirrored else volume
+
+    def fine(self, i: int) -> Tensor:
+        """[4, R, R, R]"""
+        row = self.rows[i]
+        volume, found = self.object(int(self.bank.objects[row]))
+        variant = self.bank.variants[row]
+        field = found.field(variant.colours(to_rgb(volume.to_splats().sh[:, 0]).clamp(0, 1)))
+        return field.flip(-1) if variant.mirrored else field
+
+    def coarse(self, i: int) -> Tensor:
+        """[4, r, r, r]"""
+        return torch.from_numpy(np.ascontiguousarray(self.bank.fields[self.rows[i]])).float()
+
+    def text(self, chosen: list[int], generator: torch.Generator) -> TextFeatures:
+        """One of the sentences of each."""
+        options = torch.tensor([self.bank.captions[self.rows[i]] for i in chosen])
+        which = torch.randint(options.shape[1], (len(chosen), 1), generator=generator)
+        return self.bank.text.features(options.gather(1, which)[:, 0])
+
+
+@dataclass(frozen=True)
+class UpsamplerTrainConfig:
+    """Of the field upsampler."""
+
+    channels: int = 32
+    multipliers: tuple[int, ...] = (1, 2, 3)
+    batch: int = 8
+    noise: float = 0.15  # largest standard deviation of noise on the latents, in theirs; drawn evenly from 0
+    as_encoded: float = 0.15  # share of the examples whose coarse field is the true one
+    loop: TrainConfig = field(default_factory=lambda: TrainConfig(steps=2500, lr=1.5e-3, average=0.995, bf16=True))
+
+
+@dataclass(frozen=True)
+class AttributeTrainConfig:
+    """Of the attribute predictor."""
+
+    width: int = 192
+    batch: int = 4
+    views: int = 2  # rendered per object and step
+    view_side: int = 96  # px
+    render_weight: float = 1.0  # of the photometric loss, beside the squared error of the channels
+    channel_weight: float = 0.1
+    upsampled: float = 0.5  # share of the examples whose field is the upsampler's
+    loop: TrainConfig = field(default_factory=lambda: TrainConfig(steps=4000, lr=2e-3, average=0.995))
+
+
+def field_loss(predicted: Tensor, true: Tensor) -> Tensor:
+    """Fields [B, 4, R, R, R] -> [B]: squared error, nodes near a surface counting ten times, colours half."""
+    near = torch.maximum(true[:, :1], predicted[:, :1].detach()).clamp(0, 1)
+    weight = 1 + 9 * ((near - 0.5) / 0.3).clamp(0, 1)
+    error = (predicted - true).square()
+    return (weight * (error[:, :1] + 0.25 * error[:, 1:].sum(1, keepdim=True))).mean((1, 2, 3, 4))
+
+
+def train_upsampler(
+    examples: FineExamples, codec: FieldCodec, config: UpsamplerTrainConfig, folder: Path, sheet=None
+) -> Generator[Progress, None, VolumeUNet]:
+    """Train the field upsampler; `folder` as in `training.train`."""
+    c, bank = config, examples.bank
+    weights = balanced_weights(bank, np.array(examples.rows), 0.5)
+
+    def loss(network: VolumeUNet, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        chosen = torch.multinomial(weights, c.batch, generator=generator).tolist()
+        text = examples.text(chosen, generator)
+        fine = torch.stack([examples.fine(i) for i in chosen])
+        coarse = torch.stack([examples.coarse(i) for i in chosen])
+        latents = codec.encode(coarse)
+        amount = c.noise * torch.rand(len(chosen), 1, generator=generator)
+        latents = latents + amount * latent_deviations * torch.randn(latents.shape, generator=generator)
+        seen = codec.decode(latents)
+        true = torch.rand(len(chosen), generator=generator) < c.as_encoded
+        seen = torch.where(true[:, None, None, None, None], coarse, seen)
+        each = field_loss(upsampled(network, seen, bank.limit, text), fine)
+        with torch.no_grad():
+            start = field_loss(interpolated(seen, bank.limit, fine.shape[-1]), fine).mean()
+        return each.mean(), {"interpolated": float(start)}
+
+    sample = latents_of(bank, codec, bank.examples("train")[::7])
+    latent_deviations = sample.std(0)
+    torch.manual_seed(config.loop.seed)
+    network = VolumeUNet(
+        4,
+        4,
+        c.channels,
+        c.multipliers,
+        attention=(False, False, True),
+        text_dim=bank.text.tokens.shape[1],
+        timed=False,
+        finer=2,
+    )
+    return (yield from train(network, loss, config.loop, folder, sheet))
+
+
+def train_attributes(
+    examples: FineExamples,
+    codec: FieldCodec,
+    upsampler: VolumeUNet | None,
+    config: AttributeTrainConfig,
+    folder: Path,
+    sheet=None,
+) -> Generator[Progress, None, AttributePredictor]:
+    """Train the attribute predictor on true fields and on those of `upsampler`; `folder` as in `training.train`."""
+    c, bank = config, examples.bank
+    weights = balanced_weights(bank, np.array(examples.rows), 0.5)
+    resolution = examples.volume(0).resolution
+    torch.manual_seed(config.loop.seed)
+    network = AttributePredictor(resolution, width=c.width, pooled_dim=bank.text.pooled.shape[1])
+    step = max(len(examples) // 200, 1)
+    statistics = ChannelStatistics.of(examples.volume(i) for i in range(0, len(examples), step))
+    network.mean.copy_(statistics.mean)
+    network.std.copy_(statistics.std)
+
+    def loss(network: AttributePredictor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        chosen = torch.multinomial(weights, c.batch, generator=generator).tolist()
+        text = examples.text(chosen, generator)
+        volumes = [examples.volume(i) for i in chosen]
+        fields = torch.stack([examples.fine(i) for i in chosen])
+        use = torch.rand(len(chosen), generator=generator) < c.upsampled
+        if upsampler is not None and bool(use.any()):
+            with torch.no_grad():
+                coarse = codec.decode(codec.encode(torch.stack([examples.coarse(i) for i in chosen])))
+                made = upsampled(upsampler, coarse, bank.limit, text)
+            fields = torch.where(use[:, None, None, None, None], made, fields)
+        out = network(fields, text.pooled)
+        total, channels, picture = 0.0, 0.0, 0.0
+        made = out.volume(len(chosen), resolution, network.config.max_offset)
+        for b, volume in enumerate(volumes):
+            mine = out.batch == b
+            true = volume.features[0].flatten(1).T[out.nodes[mine]]
+            own = channel_loss(out.rows[mine], true, network.std)
+            views = random_cameras(c.views, c.view_side, generator)
+            backdrop = torch.rand(3, generator=generator)
+            options = RenderOptions(background=backdrop, threads=1)
+            with torch.no_grad():
+                truth = render(volume.to_splats(), views, options).rgb
+            drawn = photometric(render(made.to_splats(b), views, options).rgb, truth, 0.2)
+            total = total + c.channel_weight * own + c.render_weight * drawn
+            channels, picture = channels + float(own.detach()), picture + float(drawn.detach())
+        return total / len(chosen), {"channels": channels / len(chosen), "picture": picture / len(chosen)}
+
+    return (yield from train(network, loss, config.loop, folder, sheet))
+
+
+def channel_loss(rows: Tensor, true: Tensor, std: Tensor) -> Tensor:
+    """Rows [M, 13] against the fitted volume's at the same nodes: who is there, and what those who are look like."""
+    there = true[:, OPACITY] > ACTIVE_LOGIT
+    presence = nn.functional.binary_cross_entropy_with_logits(rows[:, OPACITY], true[:, OPACITY].sigmoid() * there)
+    if not bool(there.any()):
+        return presence
+    error = ((rows - true) / std)[there]
+    return presence + nn.functional.smooth_l1_loss(error[:, :OPACITY], torch.zeros_like(error[:, :OPACITY]))
+
+
+def random_cameras(count: int, side: int, generator: torch.Generator) -> Cameras:
+    """Of the object protocol's lens and distance, from directions drawn evenly over the sphere."""
+    directions = nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
+    K = intrinsics(0.5 * side / math.tan(math.radians(FOV_DEG) / 2), side, side)
+    return Cameras.look_at(DISTANCE * directions, torch.zeros(3), torch.tensor([0.0, 1.0, 0.0]), K, side, side)
