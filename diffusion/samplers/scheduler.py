@@ -426,7 +426,8 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
 
     def _data_and_noise(self, prediction: Tensor, x: Tensor, node: Node, mean: Tensor | None) -> tuple[Tensor, Tensor]:
         c, alpha, sigma = self.config, node.alpha, node.sigma
-        if self.schedule.kind == "edm":  # c_skip x + c_out F, Karras et al. 2022, table 1
+        if self.schedule.kind == "edm" and c.prediction_type in ("epsilon", "v_prediction"):
+            # c_skip x + c_out F of the network's output F, Karras et al. 2022, table 1; v_prediction is -F
             norm = math.hypot(sigma, self.schedule.sigma_data)
             sign = -1.0 if c.prediction_type == "v_prediction" else 1.0
             data = (self.schedule.sigma_data / norm) ** 2 * x + sign * sigma * self.schedule.sigma_data / norm * prediction

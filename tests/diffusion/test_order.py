@@ -89,9 +89,9 @@ def test_low_order_first_steps_bound_the_order_of_a_run(kind):
     assert slope(repeated(order=3, kind=kind), 320, start=-2.0, exact=2) >= 2.9  # two exact steps are enough
 
 
-@pytest.mark.parametrize("schedule", ["vp", "ve", "flow"])
+@pytest.mark.parametrize("schedule", ["vp", "ve", "edm", "flow"])
 def test_order_in_every_coordinate_system(schedule):
-    """x/alpha of any schedule solves the same ODE. EDM wraps the network: test_parity.py covers it."""
+    """x/alpha of any schedule solves the same ODE. EDM's network, with its preconditioning, is in test_parity.py."""
     assert abs(slope(repeated(order=2), schedule=schedule) - 2) < 0.15
 
 
