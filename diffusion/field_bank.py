@@ -32,6 +32,7 @@ from splat.progress import Progress
 from splat.sh import to_rgb
 
 FORMAT = "splatsmith field bank 1"
+COLUMNS = ("key", "noun", "name", "split", "licence")
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class FieldBank:
     nouns: tuple[str, ...]  # of each object
     names: tuple[str, ...]
     splits: tuple[str, ...]
+    licences: tuple[str, ...]
     limit: float
 
     def examples(self, split: str) -> np.ndarray:
@@ -86,7 +88,9 @@ def build_bank(
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for done, (facts, made, recipes, sentences) in enumerate(_in_order(pool, jobs, workers), start=1):
             fields[place : place + len(made)] = made
-            about["objects"].append({"key": facts.key, "noun": facts.noun, "name": facts.name, "split": facts.split})
+            about["objects"].append(
+                {"key": facts.key, "noun": facts.noun, "name": facts.name, "split": facts.split, "licence": facts.licence}
+            )
             about["examples"] += [
                 {"object": done - 1, "variant": r, "captions": s} for r, s in zip(recipes, sentences, strict=True)
             ]
@@ -108,13 +112,14 @@ def open_bank(folder: Path) -> FieldBank:
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder} holds no field bank ({error}); build it again.") from error
     text = load_text(folder / "text.safetensors")
-    column = {k: tuple(o[k] for o in about["objects"]) for k in ("key", "noun", "name", "split")}
+    column = {k: tuple(o[k] for o in about["objects"]) for k in COLUMNS}
     owners = np.array([e["object"] for e in about["examples"]], dtype=np.int64)
     captions = tuple(tuple(text.row_of[s] for s in e["captions"]) for e in about["examples"])
     variants = tuple(Variant.from_dict(e["variant"]) for e in about["examples"])
     return FieldBank(
-        fields, text, owners, captions, variants, column["key"], column["noun"], column["name"], column["split"], about["limit"]
-    )
+        fields, text, owners, captions, variants, column["key"], column["noun"], column["name"], column["split"],
+        column["licence"], about["limit"],
+    )  # fmt: skip
 
 
 def _in_order(pool: ProcessPoolExecutor, jobs, workers: int):

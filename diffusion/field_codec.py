@@ -70,7 +70,20 @@ class FieldCodec:
         deviations = singular[:dimensions] / len(x) ** 0.5
         scales = deviations**WHITENING
         scales = scales * ((deviations / scales) ** 2).mean().sqrt()  # latents of mean square 1 over all components
-        return FieldCodec(mean, v[:, :dimensions].T.contiguous(), scales, resolution, limit)
+        basis = v[:, :dimensions].T
+        basis = torch.stack([from_bytes(*to_bytes(row)) for row in basis])  # what a file of bytes will hold, from the start
+        return FieldCodec(mean, basis, scales, resolution, limit)
+
+
+def to_bytes(row: Tensor) -> tuple[Tensor, Tensor]:
+    """[D] float -> [D] int8 and the value of 1; a component's entries need no more than that."""
+    step = row.abs().max().clamp_min(1e-12) / 127
+    return (row / step).round().to(torch.int8), step
+
+
+def from_bytes(row: Tensor, step: Tensor) -> Tensor:
+    """The inverse of `to_bytes`, exact for what came out of it."""
+    return row.float() * step
 
 
 def _weights(resolution: int) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from splat.errors import InputError
+
 
 @dataclass(frozen=True)
 class TextSampleConfig:
@@ -11,4 +13,11 @@ class TextSampleConfig:
 
     steps: int = 10  # network calls of the shape stage
     guidance: float = 2.0  # weight of the sentence against no sentence; 1 is the plain conditional model
+    plan: str = "deis2"  # sampler: a preset of diffusion.samplers.plan
     threads: int | None = None  # CPU threads; None leaves torch's setting
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= 1000 or not 0 <= self.guidance <= 20:
+            raise InputError(
+                f"{self.steps} steps at guidance {self.guidance:g} cannot be sampled; choose 1 to 1000 steps and 0 to 20."
+            )

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from diffusion.field_codec import FieldCodec
+from diffusion.field_codec import FieldCodec, from_bytes, to_bytes
 from diffusion.models.attribute_predictor import AttributePredictor
 from diffusion.models.latent_denoiser import LatentDenoiser
 from diffusion.models.volume_unet import VolumeUNet
@@ -123,8 +123,11 @@ def save_text_weights(
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "weights.json").unlink(missing_ok=True)
-    tables = {"mean": codec.mean, "basis": codec.basis, "directions": vocabulary.directions}
-    tables = {name: x.half().contiguous() for name, x in tables.items()} | {"scales": codec.scales.contiguous()}
+    rows, steps = zip(*(to_bytes(row) for row in codec.basis), strict=True)
+    tables = {
+        "mean": codec.mean.half(), "basis": torch.stack(rows), "basis_steps": torch.stack(steps),
+        "scales": codec.scales.contiguous(), "directions": vocabulary.directions.half().contiguous(),
+    }  # fmt: skip
     with atomically(folder / "tables.safetensors") as temporary:
         save_file(tables, str(temporary))
     for name in NETWORKS:
@@ -162,7 +165,8 @@ def _tables(folder: Path, facts: dict) -> tuple[FieldCodec, Vocabulary]:
     from safetensors.torch import load_file
 
     t = load_file(folder / "tables.safetensors")
-    codec = FieldCodec(t["mean"].float(), t["basis"].float(), t["scales"], int(facts["resolution"]), float(facts["limit"]))
+    basis = from_bytes(t["basis"], t["basis_steps"][:, None])
+    codec = FieldCodec(t["mean"].float(), basis, t["scales"], int(facts["resolution"]), float(facts["limit"]))
     if len(facts["names"]) != len(t["directions"]):
         raise ValueError(f"{len(facts['names'])} names and {len(t['directions'])} directions")
     return codec, Vocabulary(tuple(facts["names"]), nn.functional.normalize(t["directions"].float(), dim=-1))

@@ -100,7 +100,7 @@ class FineExamples:
 class UpsamplerTrainConfig:
     """Of the field upsampler."""
 
-    channels: int = 32
+    channels: int = 28
     multipliers: tuple[int, ...] = (1, 2, 3)
     batch: int = 8
     noise: float = 0.15  # largest standard deviation of noise on the latents, in theirs; drawn evenly from 0
@@ -119,7 +119,7 @@ class AttributeTrainConfig:
     render_weight: float = 1.0  # of the photometric loss, beside the squared error of the channels
     channel_weight: float = 0.1
     upsampled: float = 0.5  # share of the examples whose field is the upsampler's
-    loop: TrainConfig = field(default_factory=lambda: TrainConfig(steps=4000, lr=2e-3, average=0.995))
+    loop: TrainConfig = field(default_factory=lambda: TrainConfig(steps=4000, lr=2e-3, average=0.995, bf16=True))
 
 
 def field_loss(predicted: Tensor, true: Tensor) -> Tensor:

@@ -24,18 +24,18 @@ class LatentTrainConfig:
     """The first stage's own knobs."""
 
     dimensions: int = 384
-    width: int = 640
-    blocks: int = 4
-    hidden: int = 1280
+    width: int = 512
+    blocks: int = 5
+    hidden: int = 1024
+    conditioning: int = 224
     dropout: float = 0.1
-    batch: int = 256
+    batch: int = 128
     text_dropout: float = 0.1  # share of samples without their text, for guidance
     balance: float = 0.5  # objects of a noun of n count n^-balance as often: rare nouns are seen more
     log_snr_mean: float = -0.5  # of the training noise levels, ln(alpha / sigma), normally distributed
     log_snr_std: float = 1.8
     jitter: float = 0.05  # noise added to clean latents, in their standard deviations: neighbours blend
-    mix: float = 0.0
-    loop: TrainConfig = field(default_factory=lambda: TrainConfig(steps=12000, lr=1e-3, average=0.999))
+    loop: TrainConfig = field(default_factory=lambda: TrainConfig(steps=24000, lr=1e-3, average=0.999, bf16=True))
 
 
 def learn_codec(bank: FieldBank, dimensions: int, seed: int = 0, most: int = 9000) -> FieldCodec:
@@ -103,19 +103,19 @@ def new_denoiser(latents: Tensor, config: LatentTrainConfig, text: StoredText) -
     torch.manual_seed(config.loop.seed)
     network = LatentDenoiser(
         latents.shape[1], config.width, config.blocks, config.hidden, text.tokens.shape[1], text.pooled.shape[1],
-        dropout=config.dropout,
+        conditioning=config.conditioning, dropout=config.dropout,
     )  # fmt: skip
     network.variances.copy_(latents.square().mean(0))
     return network
 
 
 def train_latents(
-    bank: FieldBank, codec: FieldCodec, config: LatentTrainConfig, folder: Path, sheet=None
+    bank: FieldBank, codec: FieldCodec, config: LatentTrainConfig, folder: Path, sheet=None, device: str = "cpu"
 ) -> Generator[Progress, None, LatentDenoiser]:
     """Train on the bank's training examples; `folder` as in `training.train`. Returns the averaged network."""
     examples = bank.examples("train")
     latents = latents_of(bank, codec, examples)
     captions = torch.tensor([bank.captions[i] for i in examples])
     loss = LatentLoss(latents, bank.text, captions, balanced_weights(bank, examples, config.balance), config)
-    network = new_denoiser(latents, config, bank.text)
+    network = new_denoiser(latents, config, bank.text).to(device)
     return (yield from train(network, loss, config.loop, folder, sheet))

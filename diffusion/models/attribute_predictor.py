@@ -67,12 +67,12 @@ class AttributePredictor(ModelMixin, ConfigMixin):
         near = _around(fields[:, :1], where, 2)
         colours = _around(fields[:, 1:], where, 1)
         position = (torch.stack([x, y, z], dim=-1) + 0.5) / r * 2 - 1
-        h = self.look(torch.cat([near, colours, position.to(near)], dim=-1)) + self.text(pooled)[batch]
+        h = self.look(torch.cat([near, colours, position.to(near)], dim=-1)) + self.text(pooled * pooled.shape[1] ** 0.5)[batch]
         h = h + self.think(h)
         told = self.tell(h)
         grid = told.new_zeros(len(fields), r, r, r, told.shape[1]).index_put(where, told).movedim(-1, 1)
         h = h + self.listen(_around(grid, where, 1))
-        out = self.conclude(h)
+        out = self.conclude(h).float()
         own = from_rgb(colour_of(fields))[batch, :, z, y, x]
         rows = torch.cat(
             [

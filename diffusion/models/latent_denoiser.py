@@ -58,6 +58,7 @@ class LatentDenoiser(ModelMixin, ConfigMixin):
         a, s = alpha[:, None], sigma[:, None]
         power = a * a * self.variances + s * s
         level = (alpha / sigma).log()[:, None] * (0.25 * 1.35 ** torch.arange(FREQUENCIES, device=x.device))
+        pooled = pooled * pooled.shape[1] ** 0.5  # from unit length to unit variance
         c = self.condition(torch.cat([level.sin(), level.cos(), pooled], dim=-1))
         keys, values = self.keys_values(tokens).chunk(2, dim=-1)
         h = self.enter(x / power.sqrt())

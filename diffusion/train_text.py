@@ -1,0 +1,195 @@
+"""Every weight of text to 3-D, rebuilt from a folder of objects: six steps in one work folder, which can be cut and resumed.
+
+    volumes/     1 volumes: a fitted volume of every object
+    bank/        2 bank: coarse fields of the objects and their variants, captions and their features
+    shape/       3 shape: the codec and the denoiser of its latents
+    detail/      4 detail: the upsampler of fields
+    attributes/  5 attributes: the attribute predictor
+    weights/     6 pack: all networks in half precision, as `TextToVolume.load` reads them
+
+Steps 1 and 2 want processor cores and need the objects; steps 3 to 5 train on any device and need the work folder alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from diffusion.data.object_set import open_objects, rows_of
+from diffusion.field_bank import BankConfig, FieldBank, build_bank, open_bank
+from diffusion.field_codec import FieldCodec
+from diffusion.fit_volume import VolumeFitConfig
+from diffusion.fit_volumes import fit_volumes
+from diffusion.models.attribute_predictor import AttributePredictor
+from diffusion.models.latent_denoiser import LatentDenoiser
+from diffusion.models.volume_unet import VolumeUNet
+from diffusion.text_config import TextSampleConfig
+from diffusion.text_encoder import load_text_encoder
+from diffusion.text_stages import AttributeStage, DetailStage, Draft, ShapeStage
+from diffusion.text_to_volume import save_text_weights
+from diffusion.train_attributes import (
+    AttributeTrainConfig,
+    FineExamples,
+    UpsamplerTrainConfig,
+    train_attributes,
+    train_upsampler,
+)
+from diffusion.train_latents import LatentTrainConfig, learn_codec, train_latents
+from diffusion.vocabulary import learn_vocabulary
+from splat.errors import InputError
+from splat.io.atomic import atomically
+from splat.progress import Progress
+
+STEPS = ("volumes", "bank", "shape", "detail", "attributes", "pack")
+SHEET_PROMPTS = (
+    "a red chair", "a green tree", "a wooden table", "a street lamp", "a sword", "a blue car", "a house with a red roof",
+    "an orange pumpkin", "a yellow banana", "a white bed", "a knight", "a black sofa", "a purple mushroom", "a grey rock",
+    "a spaceship", "a brown barrel",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TextTrainConfig:
+    """What all steps share, and the configs of each."""
+
+    minutes: float = 0.0  # of this sitting; 0 has no limit
+    workers: int = 1  # processes of steps 1 and 2
+    device: str = "cpu"
+    presumed_licences: bool = False  # also learn from objects whose licence is missing or only presumed
+    volumes: VolumeFitConfig = VolumeFitConfig(steps=150, views=24, view_side=96)  # noqa: RUF009 (frozen)
+    bank: BankConfig = field(default_factory=BankConfig)
+    shape: LatentTrainConfig = field(default_factory=LatentTrainConfig)
+    detail: UpsamplerTrainConfig = field(default_factory=UpsamplerTrainConfig)
+    attributes: AttributeTrainConfig = field(default_factory=AttributeTrainConfig)
+
+
+def train_text(step: str, work: Path, objects: Path | None, config: TextTrainConfig) -> Generator[Progress, None, Path]:
+    """Run one of `STEPS` in the folder `work` and return what it wrote. `objects` as for `open_objects`; steps 1 and 2 need it.
+
+    Raises InputError when an earlier step's result is missing, with its name.
+    """
+    if step not in STEPS:
+        raise InputError(f"There is no step {step!r}; choose one of {', '.join(STEPS)}.")
+    if step in ("volumes", "bank"):
+        if objects is None:
+            raise InputError(f"The step {step!r} reads the objects; give their folder.")
+        every = open_objects(objects)
+        rows = rows_of(every, lambda facts: config.presumed_licences or facts.licence_is_confirmed)
+        if not rows:
+            raise InputError(f"None of the {len(every)} objects in {objects} has a confirmed licence; allow presumed ones.")
+        chosen = every.chosen(rows)
+        if step == "volumes":
+            named = ((facts.key, chosen[row]) for row, facts in enumerate(chosen.facts))
+            yield from fit_volumes(named, work / "volumes", config.volumes, config.workers, len(rows))
+            return work / "volumes"
+        yield from build_bank(chosen, _made(work, "volumes"), work / "bank", load_text_encoder(), config.bank, config.workers)
+        return work / "bank"
+    bank = open_bank(_made(work, "bank"))
+    if step == "shape":
+        return (yield from _shape(bank, work, config))
+    codec = load_codec(_made(work, "shape") / "codec.safetensors")
+    if step == "pack":
+        return _pack(bank, codec, work)
+    examples = FineExamples(bank, _made(work, "volumes"), "train")
+    if step == "detail":
+        own = replace(config.detail, loop=replace(config.detail.loop, minutes=config.minutes))
+        network = yield from train_upsampler(examples, codec, own, work / "detail")
+        return _saved(network, work / "detail")
+    upsampler = VolumeUNet.from_pretrained(_made(work, "detail") / "network").eval()
+    own = replace(config.attributes, loop=replace(config.attributes.loop, minutes=config.minutes))
+    network = yield from train_attributes(examples, codec, upsampler, own, work / "attributes")
+    return _saved(network, work / "attributes")
+
+
+def _shape(bank: FieldBank, work: Path, config: TextTrainConfig) -> Generator[Progress, None, Path]:
+    path = work / "shape" / "codec.safetensors"
+    if path.exists():
+        codec = load_codec(path)
+    else:
+        yield Progress("codec", 0, 1)
+        codec = learn_codec(bank, config.shape.dimensions, config.shape.loop.seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_codec(path, codec)
+    encoder = load_text_encoder()
+    own = replace(config.shape, loop=replace(config.shape.loop, minutes=config.minutes))
+
+    def sheet(network: LatentDenoiser) -> tuple[Tensor, dict[str, float]]:
+        stage = ShapeStage(network.to("cpu"), codec)
+        drafts = [Draft(encoder.encode([p]), seed) for seed, p in enumerate(SHEET_PROMPTS)]
+        made = [stage(draft, TextSampleConfig()) for draft in drafts]
+        network.to(config.device)
+        return sheet_of(made), {"agreement": sum(stage.agreement(d) for d in made) / len(made)}
+
+    network = yield from train_latents(bank, codec, own, work / "shape", sheet, config.device)
+    return _saved(network, work / "shape")
+
+
+def sheet_of(drafts: list[Draft], columns: int = 8, side: int = 128) -> Tensor:
+    """[H, W, 3] the drafts as they are, seen from the front right, in rows."""
+    from diffusion.data.object_views import input_camera
+    from splat.render import RenderOptions, render
+
+    camera, options = input_camera(side), RenderOptions(background=torch.ones(3))
+    with torch.no_grad():
+        images = [render(d.splats(), camera, options).rgb[0].clamp(0, 1) for d in drafts]
+    images += [torch.ones_like(images[0])] * (-len(images) % columns)
+    return torch.cat([torch.cat(images[i : i + columns], dim=1) for i in range(0, len(images), columns)])
+
+
+def load_stages(work: Path) -> tuple[ShapeStage, DetailStage, AttributeStage]:
+    """The networks of a work folder, before they are packed."""
+    codec = load_codec(_made(work, "shape") / "codec.safetensors")
+    return (
+        ShapeStage(LatentDenoiser.from_pretrained(work / "shape" / "network").eval(), codec),
+        DetailStage(VolumeUNet.from_pretrained(_made(work, "detail") / "network").eval()),
+        AttributeStage(AttributePredictor.from_pretrained(_made(work, "attributes") / "network").eval()),
+    )
+
+
+def save_codec(path: Path, codec: FieldCodec) -> None:
+    """Whole or not at all, in float32: what later steps train with."""
+    from safetensors.torch import save_file
+
+    tables = {"mean": codec.mean, "basis": codec.basis.contiguous(), "scales": codec.scales.contiguous()}
+    about = {"resolution": str(codec.resolution), "limit": str(codec.limit)}
+    with atomically(path) as temporary:
+        save_file(tables, str(temporary), metadata=about)
+
+
+def load_codec(path: Path) -> FieldCodec:
+    """Raises InputError when it is missing or damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as f:
+            about = f.metadata()
+            tables = [f.get_tensor(k) for k in ("mean", "basis", "scales")]
+        return FieldCodec(*tables, int(about["resolution"]), float(about["limit"]))
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} holds no codec ({error}); run the step 'shape' first.") from error
+
+
+def _pack(bank: FieldBank, codec: FieldCodec, work: Path) -> Path:
+    shape, detail, attributes = load_stages(work)
+    learnt = [i for i, split in enumerate(bank.splits) if split == "train"]
+    names = sorted({words[i] for i in learnt for words in (bank.names, bank.nouns)})
+    vocabulary = learn_vocabulary(load_text_encoder(), names)
+    networks = {"denoiser": shape.denoiser, "upsampler": detail.upsampler, "attributes": attributes.predictor}
+    facts = {"objects": len(learnt), "examples": len(bank.examples("train"))}
+    save_text_weights(work / "weights", codec, vocabulary, networks, sorted({bank.licences[i] for i in learnt}), facts)
+    return work / "weights"
+
+
+def _saved(network: nn.Module, folder: Path) -> Path:
+    network.to("cpu").save_pretrained(folder / "network", safe_serialization=True)
+    return folder / "network"
+
+
+def _made(work: Path, step: str) -> Path:
+    if not (work / step).is_dir():
+        raise InputError(f"{work} has no {step}/; run the step {step!r} first.")
+    return work / step
