@@ -31,7 +31,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch
 import kernels  # beside this file
 import torch
 from text_samples import Asked, Spent, load_single, pictures, splats_of, volumes_for
-from text_shapes import nearest_sheet, shape_rows, training_shapes
+from text_shapes import TrainingShapes, nearest_geometries, nearest_sheet, shape_rows, training_shapes
 from text_sheet import setting
 from torch import Tensor
 
@@ -115,15 +115,15 @@ def main() -> None:
         wanted = [noun for noun in nouns for _ in range(args.seeds)]
         if {"samples", "shapes"} & set(args.rows):
             volumes_for(asked, args.weights, dict(args.set), kept, spent, args.batch)
+        training = training_shapes(objects) if "shapes" in args.rows else None
         if "samples" in args.rows:
-            table += shown(sample_rows(real, draws, asked, wanted, kept))
+            table += shown(sample_rows(real, draws, asked, wanted, kept, training))
         if "colours" in args.rows:
             chosen = [n for n in COLOURED if n in nouns] or list(nouns[: len(COLOURED)])
             coloured = [Asked(with_article(f"{c} {singular(n)}"), s) for s, n in enumerate(chosen) for c in COLOUR_WORDS]
             volumes_for(coloured, args.weights, dict(args.set), kept, spent, args.batch)
             table += shown(colour_rows(real, draws[0], coloured, list(COLOUR_WORDS) * len(chosen), kept))
-        if "shapes" in args.rows:
-            training = training_shapes(objects)
+        if training:
             table += shown(shape_rows(objects, training, nouns, args.gallery_volumes, asked, wanted, kept))
             if args.sheet:
                 nearest_sheet(objects, training, asked, kept, args.sheet)
@@ -217,18 +217,27 @@ def retrieval_rows(real: Real, draws: list[list[int]], nouns: Sequence[str], see
     return [agreement("retrieval by name", results)]
 
 
-def sample_rows(real: Real, draws: list[list[int]], asked: list[Asked], wanted: list[str], kept: Path) -> list[dict]:
+def sample_rows(
+    real: Real, draws: list[list[int]], asked: list[Asked], wanted: list[str], kept: Path, training: TrainingShapes | None
+) -> list[dict]:
+    """Also with the object that each sample is nearest to in shape, and its recolours, left out: what a copy scores is then
+    what its original scores."""
     start = time.process_time()
     samples = torch.stack([seen(splats_of(a, kept))[0] for a in asked])
     seconds = (time.process_time() - start) / len(asked)
-    results, control = [], []
+    nearest = nearest_geometries(training, asked, kept) if training else None
+    results, control, without = [], [], []
     for seed, gallery in enumerate(draws):
         known, nouns = real.features(gallery), [real.nouns[g] for g in gallery]
         results.append(noun_agreement(samples, wanted, known, nouns))
         control.append(noun_agreement(samples, shuffled(wanted, seed), known, nouns))
+        if nearest:
+            left_out = equal(nearest, [real.geometries[g] for g in gallery])
+            without.append(noun_agreement(samples, wanted, known, nouns, left_out))
     chance = 1 / len(set(wanted))
     return [
         agreement("samples", results) | {"judge CPU seconds": seconds, "nouns": by_noun(results, wanted)},
+        *([agreement("samples, without the nearest shape", without)] if nearest else []),
         agreement("samples, shuffled text", control),
         {"row": "chance", "NN@1": chance, "any of 5": 1 - (1 - chance) ** 5, "n": len(wanted)},
     ]

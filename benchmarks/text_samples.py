@@ -6,9 +6,10 @@ Beside the scripts that judge text to 3-D: `text_agreement.py` and `text_sheet.p
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -42,7 +43,7 @@ class Spent:
 def volumes_for(asked: Sequence[Asked], weights: Path | None, settings: dict, kept: Path, spent: Spent, batch: int = 8) -> None:
     """Make what `kept` does not hold yet, one file per sample; `settings` replace fields of the generator's config.
 
-    A folder belongs to one set of weights and settings: samples that are there are not made again.
+    A folder belongs to one set of weights and settings, which it names: samples that are there are not made again.
     """
     missing = [a for a in dict.fromkeys(asked) if not path_of(a, kept).is_file()]
     if not missing:
@@ -53,6 +54,7 @@ def volumes_for(asked: Sequence[Asked], weights: Path | None, settings: dict, ke
     wall, cpu = time.perf_counter(), time.process_time()
     generator = TextToVolume.load(weights)
     config = replace(TextSampleConfig(), **settings)
+    _belongs(kept, {"weights": generator.facts, "config": {k: v for k, v in asdict(config).items() if k != "threads"}})
     for start in range(0, len(missing), batch):
         part = missing[start : start + batch]
         job = generator.generate([a.prompt for a in part], [a.seed for a in part], config)
@@ -64,7 +66,17 @@ def volumes_for(asked: Sequence[Asked], weights: Path | None, settings: dict, ke
         spent.wall_seconds += time.perf_counter() - wall
         spent.cpu_seconds += time.process_time() - cpu
         wall, cpu = time.perf_counter(), time.process_time()
-        print(f"  {start + len(part)} of {len(missing)} made, {spent.cpu_seconds / spent.made:.1f} CPU-s each", flush=True)
+        done = start + len(part)
+        if done == len(missing) or done // 64 > start // 64:
+            print(f"  {done} of {len(missing)} made, {spent.cpu_seconds / spent.made:.1f} CPU-s each", flush=True)
+
+
+def _belongs(kept: Path, made_by: dict) -> None:
+    """Writes what the folder's samples are made by, or stops where it says something else."""
+    path, text = kept / "made_by.json", json.dumps(made_by, indent=1, sort_keys=True, default=str)
+    if path.is_file() and path.read_text() != text:
+        raise SystemExit(f"{kept} holds samples of other weights or settings; give another folder to --samples.")
+    path.write_text(text)
 
 
 def splats_of(asked: Asked, kept: Path) -> Splats:

@@ -82,6 +82,12 @@ def shape_rows(
     return rows
 
 
+def nearest_geometries(training: TrainingShapes, asked: list[Asked], kept: Path) -> list[str]:
+    """The geometry of the training object that each sample is nearest to."""
+    found = nearest_shapes([solid_points(splats_of(a, kept)) for a in asked], training.known, 1)
+    return [training.geometries[i] for i in found.rows[:, 0].tolist()]
+
+
 def nearest_sheet(objects: ObjectSet, training: TrainingShapes, asked: list[Asked], kept: Path, path: Path) -> None:
     """A page of columns: a sample and its five nearest training objects beneath, eight columns above eight."""
     shown = [asked[k * len(asked) // min(SHEET, len(asked))] for k in range(min(SHEET, len(asked)))]
