@@ -25,7 +25,7 @@ from diffusion.models.volume_unet import VolumeUNet
 from diffusion.text_encoder import TextFeatures
 from diffusion.text_stages import interpolated, upsampled
 from diffusion.train_latents import balanced_weights, latents_of
-from diffusion.training import TrainConfig, train
+from diffusion.training import TrainConfig, half_precision, train
 from diffusion.volume import (
     ACTIVE_LOGIT,
     COLOUR,
@@ -87,7 +87,7 @@ class FineExamples:
 
     def coarse(self, i: int) -> Tensor:
         """[4, r, r, r]"""
-        return torch.from_numpy(np.ascontiguousarray(self.bank.fields[self.rows[i]])).float()
+        return torch.from_numpy(self.bank.fields[self.rows[i]].astype(np.float32))
 
     def text(self, chosen: list[int], generator: torch.Generator) -> TextFeatures:
         """One of the sentences of each."""
@@ -148,7 +148,9 @@ def train_upsampler(
         seen = codec.decode(latents)
         true = torch.rand(len(chosen), generator=generator) < c.as_encoded
         seen = torch.where(true[:, None, None, None, None], coarse, seen)
-        each = field_loss(upsampled(network, seen, bank.limit, text), fine)
+        with half_precision(c.loop, network):
+            made = upsampled(network, seen, bank.limit, text)
+        each = field_loss(made, fine)
         with torch.no_grad():
             start = field_loss(interpolated(seen, bank.limit, fine.shape[-1]), fine).mean()
         return each.mean(), {"interpolated": float(start)}
@@ -199,7 +201,8 @@ def train_attributes(
                 coarse = codec.decode(codec.encode(torch.stack([examples.coarse(i) for i in chosen])))
                 made = upsampled(upsampler, coarse, bank.limit, text)
             fields = torch.where(use[:, None, None, None, None], made, fields)
-        out = network(fields, text.pooled)
+        with half_precision(c.loop, network):
+            out = network(fields, text.pooled)
         total, channels, picture = 0.0, 0.0, 0.0
         made = out.volume(len(chosen), resolution, network.config.max_offset)
         for b, volume in enumerate(volumes):

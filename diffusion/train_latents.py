@@ -15,7 +15,7 @@ from diffusion.field_bank import FieldBank
 from diffusion.field_codec import FieldCodec
 from diffusion.models.latent_denoiser import LatentDenoiser
 from diffusion.text_features import StoredText
-from diffusion.training import TrainConfig, train
+from diffusion.training import TrainConfig, half_precision, train
 from splat.progress import Progress
 
 
@@ -89,7 +89,8 @@ class LatentLoss:
         alpha, sigma = torch.sigmoid(2 * log_snr).sqrt(), torch.sigmoid(-2 * log_snr).sqrt()
         without = (torch.rand(n, generator=generator) < c.text_dropout).to(device)
         x = alpha[:, None] * x0 + sigma[:, None] * noise[0]
-        predicted = network(x, alpha, sigma, text.tokens, text.mask, text.pooled, without)
+        with half_precision(c.loop, network):
+            predicted = network(x, alpha, sigma, text.tokens, text.mask, text.pooled, without)
         power = (alpha**2)[:, None] * v + (sigma**2)[:, None]
         error = (predicted.float() - x0).square() * power / (v * (sigma**2)[:, None])  # of the network's own output
         weight = v.sqrt() / v.sqrt().mean()

@@ -46,7 +46,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     clip: float = 1.0  # largest norm of the gradient
     average: float = 0.998  # decay of the averaged weights
-    bf16: bool = False  # compute in bfloat16 where that is safe
+    bf16: bool = False  # networks compute in bfloat16 where that is safe
     log_every: int = 100
     save_every: float = 5.0  # minutes between saved states
     sheet_every: int = 0  # steps between sample sheets; 0 makes none but the last
@@ -69,7 +69,6 @@ def train(
     first = _restore(folder / "state.safetensors", network, average, optimiser, leaves)
     started = saved = time.monotonic()
     running: dict[str, float] = {}
-    device = leaves[0].device.type
 
     for step in range(first, config.steps):
         rate = _rate(step, config)
@@ -79,8 +78,7 @@ def train(
         for part in range(config.accumulate):
             generator = torch.Generator().manual_seed((config.seed * 1_000_003 + step) * 64 + part)
             torch.manual_seed(generator.initial_seed())  # dropout
-            with torch.autocast(device, torch.bfloat16, enabled=config.bf16):
-                value, figures = loss(network, generator)
+            value, figures = loss(network, generator)
             (value / config.accumulate).backward()
             for name, x in {"loss": float(value.detach()), **figures}.items():
                 running[name] = x if name not in running else 0.98 * running[name] + 0.02 * x
@@ -114,6 +112,11 @@ def train(
             break
     average.copy_to(network.eval())
     return network
+
+
+def half_precision(config: TrainConfig, network: nn.Module) -> torch.autocast:
+    """The context in which losses call `network`; what they prepare and compare stays float32."""
+    return torch.autocast(next(network.parameters()).device.type, torch.bfloat16, enabled=config.bf16)
 
 
 def _rate(step: int, config: TrainConfig) -> float:

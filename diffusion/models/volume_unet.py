@@ -1,8 +1,9 @@
 """A 3-D U-Net with cross-attention to text: GVGEN's network for both of its stages, and our upsampler between the two.
 
 GVGEN (He et al. 2024; released configuration): 224 base channels, multipliers 1, 2, 4, 4, two residual blocks to a level,
-spatial transformers of depth 1 where the grid is reduced by 4 and 8, heads of 32 channels, text tokens of CLIP ViT-L/14. With
-`timed`, one channel in and one out it is its distance-field denoiser; untimed, one in and thirteen out, its attribute predictor.
+spatial transformers of depth 1 where the grid is reduced by 4 and 8, heads of 32 channels, text tokens of CLIP ViT-L/14.
+With `timed`, one channel in and one out it is its distance-field denoiser; untimed, one in and thirteen out, its attribute
+predictor.
 """
 
 from __future__ import annotations

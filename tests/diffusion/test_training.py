@@ -1,0 +1,117 @@
+"""The training loop: cut and resumed, refused where it should be, and the whole way from meshes to packed weights."""
+
+import csv
+
+import pytest
+import torch
+from torch import nn
+
+from diffusion.training import TrainConfig, train
+from splat.errors import InputError, StoppedLate
+
+
+def run(job):
+    events = []
+    while True:
+        try:
+            events.append(next(job))
+        except StopIteration as end:
+            return end.value, events
+
+
+def line() -> nn.Linear:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.2), nn.Linear(8, 1))
+
+
+def loss(network: nn.Module, generator: torch.Generator):
+    x = torch.randn(16, 3, generator=generator)
+    error = (network(x)[:, 0] - x.sum(1)).square().mean()
+    return error, {"double": 2 * float(error.detach())}
+
+
+CONFIG = TrainConfig(steps=30, lr=0.05, warmup=5, log_every=10, average=0.9)
+
+
+def test_a_run_that_was_cut_and_resumed_is_the_run_that_was_not(tmp_path):
+    whole, _ = run(train(line(), loss, CONFIG, tmp_path / "whole"))
+
+    def stops(network, generator):
+        stops.calls += 1
+        if stops.calls > 17:
+            raise KeyboardInterrupt
+        return loss(network, generator)
+
+    stops.calls = 0
+    job = train(line(), stops, TrainConfig(**{**vars(CONFIG), "save_every": 0.0}), tmp_path / "cut")
+    with pytest.raises(KeyboardInterrupt):
+        run(job)
+    cut, events = run(train(line(), loss, CONFIG, tmp_path / "cut"))
+    assert events[0].step == 20  # it went on from step 17, not from the start
+    for a, b in zip(whole.state_dict().values(), cut.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_sitting_ends_after_its_minutes_and_the_next_goes_on(tmp_path):
+    config = TrainConfig(**{**vars(CONFIG), "minutes": 1e-9})
+    for expected in (1, 2):
+        _, events = run(train(line(), loss, config, tmp_path))
+        assert [e.step for e in events] == [expected]
+
+
+def test_log_and_sheet(tmp_path):
+    seen = []
+
+    def sheet(network):
+        seen.append(network.training)
+        return torch.rand(8, 8, 3), {"score": 0.5}
+
+    config = TrainConfig(**{**vars(CONFIG), "sheet_every": 20})
+    _, events = run(train(line(), loss, config, tmp_path, sheet))
+    with (tmp_path / "log.csv").open() as f:
+        rows = list(csv.DictReader(f))
+    assert [int(r["step"]) for r in rows] == [10, 20, 30]
+    assert float(rows[2]["loss"]) < float(rows[0]["loss"])
+    assert float(rows[1]["double"]) == pytest.approx(2 * float(rows[1]["loss"]), rel=1e-4)
+    assert sorted(p.name for p in tmp_path.glob("*.png")) == ["sheet-000020.png", "sheet-000030.png"]
+    assert seen == [False, False]
+    assert [e.values["score"] for e in events if e.stage == "sheet"] == [0.5, 0.5]
+
+
+def test_accumulated_gradients_are_the_mean(tmp_path):
+    """One step of two halves moves as one step of the whole: same data, no dropout."""
+    x = torch.randn(8, 3)
+
+    def halves(network, generator):
+        part = generator.initial_seed() % 64
+        rows = x[4 * part : 4 * part + 4]
+        return (network(rows)[:, 0] - rows.sum(1)).square().mean(), {}
+
+    def whole(network, generator):
+        return (network(x)[:, 0] - x.sum(1)).square().mean(), {}
+
+    torch.manual_seed(0)
+    weights = nn.Linear(3, 1).state_dict()
+    results = []
+    for name, own, accumulate in (("a", halves, 2), ("b", whole, 1)):
+        network = nn.Linear(3, 1)
+        network.load_state_dict(weights)
+        config = TrainConfig(steps=1, lr=0.1, warmup=0, accumulate=accumulate, average=0.0)
+        results.append(run(train(network, own, config, tmp_path / name))[0].weight.detach())
+    assert torch.allclose(*results, atol=1e-6)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
+    with pytest.raises(StoppedLate, match="no longer finite at step 0"):
+        run(train(line(), lambda n, g: (loss(n, g)[0] * float("nan"), {}), CONFIG, tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["other", "cut"])
+def test_a_state_of_something_else_is_refused(tmp_path, damage):
+    run(train(line(), loss, TrainConfig(**{**vars(CONFIG), "steps": 3}), tmp_path))
+    state = tmp_path / "state.safetensors"
+    if damage == "cut":
+        state.write_bytes(state.read_bytes()[:-50])
+    network = line() if damage == "cut" else nn.Linear(3, 1)
+    with pytest.raises(InputError, match="is not the state of this network"):
+        run(train(network, loss, CONFIG, tmp_path))
