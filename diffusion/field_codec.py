@@ -60,12 +60,14 @@ class FieldCodec:
     def learn(fields: Tensor, dimensions: int, limit: float, seed: int = 0) -> FieldCodec:
         """From fields [N, 4, R, R, R] of any float dtype; randomised SVD (Halko et al. 2011), the same for one `seed`."""
         resolution = fields.shape[-1]
+        if dimensions >= len(fields):
+            raise InputError(f"{len(fields)} fields do not have {dimensions} principal components; give more or ask for fewer.")
         x = fields.flatten(1).float()
         mean = x.mean(0)
         x = (x - mean) * _weights(resolution)
         state = torch.random.get_rng_state()
         torch.manual_seed(seed)  # svd_lowrank takes no generator
-        _, singular, v = torch.svd_lowrank(x, q=dimensions + 32, niter=3)
+        _, singular, v = torch.svd_lowrank(x, q=min(dimensions + 32, len(x)), niter=3)
         torch.random.set_rng_state(state)
         deviations = singular[:dimensions] / len(x) ** 0.5
         scales = deviations**WHITENING

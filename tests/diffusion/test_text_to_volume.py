@@ -1,0 +1,168 @@
+"""From meshes to packed weights to a volume, in miniature; and weights that are not what they should be."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_objects import box, joined, write_packed
+
+from diffusion.data.augment import AugmentConfig
+from diffusion.field_bank import BankConfig, open_bank
+from diffusion.fit_volume import VolumeFitConfig
+from diffusion.text_config import TextSampleConfig
+from diffusion.text_to_volume import TextToVolume
+from diffusion.train_attributes import AttributeTrainConfig, FineExamples, UpsamplerTrainConfig
+from diffusion.train_latents import LatentTrainConfig
+from diffusion.train_text import STEPS, TextTrainConfig, train_text
+from diffusion.training import TrainConfig
+from splat.errors import InputError
+
+LOOP = TrainConfig(steps=4, warmup=1, log_every=2)
+CONFIG = TextTrainConfig(
+    volumes=VolumeFitConfig(resolution=16, steps=6, views=3, view_side=32),
+    bank=BankConfig(resolution=8, limit=0.3, variants=4, augment=AugmentConfig(recolour=0.5, stretch=0.4)),
+    shape=LatentTrainConfig(dimensions=6, width=32, blocks=2, hidden=32, conditioning=16, batch=8, loop=LOOP),
+    detail=UpsamplerTrainConfig(channels=8, multipliers=(1, 1, 1), batch=2, loop=replace(LOOP, bf16=True)),
+    attributes=AttributeTrainConfig(width=16, batch=2, views=1, view_side=24, loop=LOOP),
+)
+PROMPTS = ("a red box", "a blue ball")
+
+
+def value(job):
+    events = []
+    while True:
+        try:
+            events.append(next(job))
+        except StopIteration as end:
+            return end.value, events
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """All steps, run in order."""
+    folder = tmp_path_factory.mktemp("text")
+    things = {
+        "red box": box((200, 30, 30)), "blue box": box((30, 60, 200), (0.6, 1.0, 0.6)), "green plate": box((40, 160, 60), (1.0, 0.2, 0.8)),
+        "white cross": joined(box((240, 240, 240), (1.0, 0.3, 0.3)), box((240, 240, 240), (0.3, 1.0, 0.3))),
+    }  # fmt: skip
+    rows = [{"id": f"own/{n}", "name": n, "group": n.split()[1], "license": "CC0-1.0", "pack": "own"} for n in things]
+    write_packed(folder / "objects", list(things.values()), rows)
+    objects = folder / "objects"
+    for step in STEPS:
+        value(train_text(step, folder / "work", objects, CONFIG))
+    return folder / "work"
+
+
+@pytest.fixture(scope="module")
+def generator(work):
+    return TextToVolume.load(work / "weights")
+
+
+def test_bank_holds_every_object_with_its_variants_and_true_captions(work):
+    bank = open_bank(work / "bank")
+    train = bank.examples("train")
+    assert len(train) == 4 * sum(s == "train" for s in bank.splits) > 0
+    assert all(bank.variants[i].recolouring is None and not bank.variants[i].mirrored for i in train[::4])
+    for i in train:
+        change = bank.variants[i].recolouring
+        if change is not None:  # one of its sentences names the new colour
+            assert any(change.new in bank.text.sentences[c] for c in bank.captions[i]), i
+
+
+def test_examples_of_the_later_stages_agree_with_the_bank(work):
+    """The same object, recoloured and mirrored alike, at both resolutions."""
+    examples = FineExamples(open_bank(work / "bank"), work / "volumes", "train")
+    for i in range(len(examples)):
+        fine, coarse = examples.fine(i), examples.coarse(i)
+        pooled = torch.nn.functional.avg_pool3d(fine[None], 2)[0]
+        near = pooled[0] > 0.6
+        assert float((pooled[1:, near] / pooled[:1, near] - coarse[1:, near] / coarse[:1, near]).abs().mean()) < 0.25, i
+        where = examples.volume(i).active[0]
+        assert float(fine[0, where].mean()) > 0.6
+
+
+def test_one_cube_for_each_prompt_in_three_stages(generator):
+    samples, events = value(generator.generate(PROMPTS, (0, 1), TextSampleConfig(steps=3)))
+    assert len(samples.volumes) == 2 and samples.volumes.resolution == 16 and samples.agreement.shape == (2,)
+    assert [e.stage for e in events] == ["shape", "detail", "attributes"] * 2
+    assert all(e.preview.shape == (192, 192, 3) and bool(e.preview.isfinite().all()) for e in events)
+    assert bool(samples.volumes.features.isfinite().all())
+
+
+def test_a_cube_depends_on_its_own_prompt_and_seed_alone(generator):
+    config = TextSampleConfig(steps=3)
+    both, _ = value(generator.generate(PROMPTS, (0, 1), config))
+    second, _ = value(generator.generate(PROMPTS[1:], (1,), config))
+    other, _ = value(generator.generate(PROMPTS[1:], (2,), config))
+    assert torch.equal(both.volumes.features[1], second.volumes.features[0])
+    assert torch.equal(both.agreement[1:], second.agreement)
+    assert not torch.equal(other.volumes.features, second.volumes.features)
+
+
+def test_prompts_without_seeds_are_refused(generator):
+    with pytest.raises(InputError, match="2 prompts and 1 seeds"):
+        value(generator.generate(PROMPTS, (0,), TextSampleConfig()))
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"guidance": -1.0}, {"guidance": float("nan")}])
+def test_settings_that_cannot_be_sampled_are_refused(wrong):
+    with pytest.raises(InputError, match="cannot be sampled"):
+        TextSampleConfig(**wrong)
+
+
+def test_vocabulary_holds_what_was_trained_on(generator, work):
+    bank = open_bank(work / "bank")
+    learnt = {n for n, s in zip(bank.names, bank.splits, strict=True) if s == "train"}
+    assert learnt <= set(generator.vocabulary.names)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "altered", "no list", "leads out", "not json", "short list"])
+def test_weights_that_are_not_whole_are_refused(work, tmp_path, damage):
+    folder = tmp_path / "weights"
+    shutil.copytree(work / "weights", folder)
+    network, about = folder / "denoiser" / "diffusion_pytorch_model.safetensors", folder / "weights.json"
+    facts = json.loads(about.read_text())
+    if damage == "missing":
+        network.unlink()
+    elif damage == "cut":
+        network.write_bytes(network.read_bytes()[:-10])
+    elif damage == "altered":
+        config = folder / "denoiser" / "config.json"
+        config.write_text(config.read_text().replace('"width": 32', '"width": 33'))
+    elif damage == "no list":
+        about.unlink()
+    elif damage == "leads out":
+        facts["files"]["../../outside"] = "0" * 64
+        about.write_text(json.dumps(facts))
+    elif damage == "not json":
+        about.write_bytes(b"\xff\x00{")
+    else:
+        del facts["files"]["upsampler/config.json"]
+        about.write_text(json.dumps(facts))
+    with pytest.raises(InputError, match="holds no whole weights.*install splatsmith again"):
+        TextToVolume.load(folder)
+
+
+def test_networks_of_another_shape_are_refused_though_their_hashes_hold(work, tmp_path):
+    import hashlib
+
+    folder = tmp_path / "weights"
+    shutil.copytree(work / "weights", folder)
+    config = folder / "denoiser" / "config.json"
+    config.write_text(config.read_text().replace('"width": 32', '"width": 48'))
+    facts = json.loads((folder / "weights.json").read_text())
+    facts["files"]["denoiser/config.json"] = hashlib.sha256(config.read_bytes()).hexdigest()
+    (folder / "weights.json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match="holds no whole weights"):
+        TextToVolume.load(folder)
+
+
+def test_steps_out_of_order_say_which_is_missing(tmp_path):
+    with pytest.raises(InputError, match="run the step 'bank' first"):
+        value(train_text("shape", tmp_path, None, CONFIG))
+    with pytest.raises(InputError, match="give their folder"):
+        value(train_text("volumes", tmp_path, None, CONFIG))
+    with pytest.raises(InputError, match="no step 'colour'"):
+        value(train_text("colour", tmp_path, None, CONFIG))
