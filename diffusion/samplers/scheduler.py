@@ -411,7 +411,6 @@ class EIScheduler(SchedulerMixin, ConfigMixin):
             x = langevin(x, noise / -node.sigma, self._steps[call.step].langevin, generator)
         elif call.role == "correct":
             x = self._corrected(x, Known(data, noise, node))
-            self._taken = None
         else:
             x = self._predicted(x, Known(data, noise, node), call.step, generator)
         self._step_index += 1

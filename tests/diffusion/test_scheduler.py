@@ -11,7 +11,7 @@ import torch
 
 from diffusion import schedules
 from diffusion.mixtures import Mixture
-from diffusion.samplers.adjustments import compensation_weights, langevin
+from diffusion.samplers.adjustments import compensation_weights, langevin, thresholded
 from diffusion.samplers.coefficients import Node
 from diffusion.samplers.plan import PRESETS, Plan, Step, to_plan
 from diffusion.samplers.sampling import sample
@@ -623,6 +623,15 @@ def test_a_fresh_corrector_from_pure_noise_has_nothing_to_integrate():
     assert run(scheduler, noise(1, 3, 4, 4)).isfinite().all() and math.isinf(scheduler._nodes[0].log_snr)
 
 
+def test_thresholding_clips_each_sample_at_its_own_quantile():
+    ramp = torch.linspace(-1, 1, 2001).reshape(1, 3, 667)
+    data = torch.cat([4 * ramp, 0.5 * ramp, 40 * ramp])  # sizes evenly spread up to 4, 0.5 and 40
+    got = thresholded(data, 0.75, 10.0)
+    torch.testing.assert_close(got[0], (4 * ramp[0]).clamp(-3, 3) / 3, rtol=2e-3, atol=2e-3)  # three quarters lie below 3
+    torch.testing.assert_close(got[1], data[1])  # never spread out
+    torch.testing.assert_close(got[2], (40 * ramp[0]).clamp(-10, 10) / 10)  # 30, but at most 10
+
+
 def test_langevin_step_has_the_published_size():
     """Two alike generators: the step's noise is known, so x moves by e score + sqrt(2 e) z with e = 2 (snr |z| / |score|)^2."""
     x, score = noise(1, 500), noise(2, 500)[1:]
@@ -638,6 +647,23 @@ def test_compensation_reads_the_quadratic_at_its_ratio():
     weights = compensation_weights(nodes, 0.75)  # time 350
     assert sum(w * (n.time / 100) ** 2 for w, n in zip(weights, nodes)) == pytest.approx(3.5**2)
     assert compensation_weights(nodes[:2], 0.75) == pytest.approx([0.75, 0.25])
+
+
+@pytest.mark.parametrize(("kind", "prediction_type"), [("data", "sample"), ("noise", "epsilon")])
+def test_a_compensated_prediction_replaces_the_newest_and_stays_in_the_history(kind, prediction_type):
+    """A first-order step at ratio 0.8 is the plain one of the quadratic through the last three, read off at 0.8."""
+    plans = (Plan((Step(kind=kind, compensation=0.8),), repeat=True), Plan((Step(kind=kind),), repeat=True))
+    ours, plain = (EIScheduler(plan=plan, prediction_type=prediction_type) for plan in plans)
+    ours.set_timesteps(5)
+    plain.set_timesteps(5)
+    x, known = noise(6, 2, 4, 4, dtype=torch.float64)[:3], []
+    for i, said in enumerate(noise(6, 2, 4, 4, dtype=torch.float64)[3:]):
+        known.insert(0, said)
+        if i:
+            weights = compensation_weights([ours._nodes[i - j] for j in range(len(known))], 0.8)
+            known[0] = sum(w * k for w, k in zip(weights, known))
+        expected = plain.step(known[0], None, x[i]).prev_sample
+        torch.testing.assert_close(ours.step(said, None, x[i]).prev_sample, expected)
 
 
 def test_heavy_ball_keeps_its_share_of_the_last_update():
