@@ -17,6 +17,7 @@ from torch import Tensor
 
 from diffusion.volume import SplatVolume, load_volume, save_volume
 from splat.cameras import Cameras
+from splat.errors import InputError
 from splat.gaussians import Splats
 from splat.mesh import Mesh
 from splat.raycast import raycast
@@ -48,11 +49,15 @@ def volumes_for(asked: Sequence[Asked], weights: Path | None, settings: dict, ke
     missing = [a for a in dict.fromkeys(asked) if not path_of(a, kept).is_file()]
     if not missing:
         return
-    from diffusion.text_to_volume import TextSampleConfig, TextToVolume
+    from diffusion.text_config import TextSampleConfig
+    from diffusion.text_to_volume import TextToVolume
 
     kept.mkdir(parents=True, exist_ok=True)
     wall, cpu = time.perf_counter(), time.process_time()
-    generator = TextToVolume.load(weights)
+    try:
+        generator = TextToVolume.load(weights)
+    except InputError as error:
+        raise SystemExit(str(error)) from error
     config = replace(TextSampleConfig(), **settings)
     _belongs(kept, {"weights": generator.facts, "config": {k: v for k, v in asdict(config).items() if k != "threads"}})
     for start in range(0, len(missing), batch):
