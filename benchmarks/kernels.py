@@ -32,6 +32,7 @@ from splat.render import RenderOptions, render
 from splat.render.native import build
 from splat.render.native.adam import NativeAdam
 from splat.render.native.loss import fused_l1_ssim
+from splat.render.native.step import FusedStep
 
 # splats, pixels a side, mean log-scale
 SIZES = [(10_000, 256, -3.9), (50_000, 256, -4.4), (100_000, 512, -4.7), (500_000, 1024, -5.2)]
@@ -137,9 +138,15 @@ def training_row(count: int, side: int, log_scale: float, degree: int, threads: 
     splats = splats.map(lambda x: (x + 0.01 * torch.randn_like(x)).requires_grad_())
     leaves = [splats.means, splats.quats, splats.log_scales, splats.opacity_logits, splats.sh]
     rates = [{"params": leaves, "lr": 1e-4}]
-    adam = NativeAdam(rates, threads=threads) if device == "cpu" else torch.optim.Adam(rates, fused=True)
+    if device == "cpu":
+        fused = FusedStep(NativeAdam(rates, threads=threads), 0.2)  # what `fit` uses, too
+    else:
+        adam = torch.optim.Adam(rates, fused=True)
 
     def step() -> None:
+        if device == "cpu":
+            fused(splats, view.cam_from_world[0], view.K[0], target[0], options)
+            return
         image = render(splats, view, options).rgb
         loss = photometric(image, target, 0.2)
         adam.zero_grad(set_to_none=True)

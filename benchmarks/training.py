@@ -3,6 +3,7 @@
     python benchmarks/training.py --data chair --side 400 --steps 1500 3000 4000
     python benchmarks/training.py --data chair --side 400 --densify default error mcmc --plot training.png
     python benchmarks/training.py --data chair --side 800 --steps 7000 --max-gaussians 300000 --device cuda
+    python benchmarks/training.py --overhead            what a step on the CPU costs beside the kernels; needs no data
 
 `--data` is a folder with transforms_train.json and transforms_test.json (NeRF-synthetic's form); every n-th test photo counts.
 The fit starts from random splats and does all that a fit does: random backgrounds, densification, pruning. Photos and the
@@ -12,9 +13,13 @@ import of torch are not in the time; everything else is.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
 import os
+import statistics
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,11 +32,13 @@ from recon.initialise import random_splats, viewing_bound
 from recon.photos import PhotoConfig, composited, read_photos
 from recon.poses import undistort
 from recon.poses.from_file import load_poses, photos_of_transforms
-from splat.densify import ClassicDensify, ErrorDensify, MCMCDensify
+from splat.cameras import Cameras
+from splat.densify import ClassicDensify, ErrorDensify, MCMCDensify, NoDensify
 from splat.gaussians import Splats
 from splat.metrics import psnr, ssim
 from splat.optimise import FitConfig, fit
 from splat.render import RenderOptions, render
+from splat.render.native import library
 from splat.views import Views
 
 # "default" is what the product does with so many photos; the others change nothing but the densification of `FitConfig`.
@@ -41,6 +48,9 @@ STRATEGIES = {"default": None, "error": ErrorDensify, "mcmc": MCMCDensify, "clas
 def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
+    if args.overhead:
+        overhead(args)
+        return
     train, test = (load(args.data / f"transforms_{part}.json", args.side).to(args.device) for part in ("train", "test"))
     test = test[range(0, len(test), args.every)]
     facts = kernels.machine()
@@ -67,7 +77,9 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with transforms_train.json and transforms_test.json")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--data", type=Path, help="folder with transforms_train.json and transforms_test.json")
+    what.add_argument("--overhead", action="store_true", help="measure the share of a step that is spent outside the kernels")
     parser.add_argument("--side", type=int, default=400, help="px, long side of the photos in the fit and the test")
     parser.add_argument("--every", type=int, default=1, help="every n-th of the test photos that are there")
     parser.add_argument("--steps", type=int, nargs="+", default=[3000])
@@ -80,6 +92,68 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="file for the rows")
     parser.add_argument("--plot", type=Path, help="PNG of test PSNR over seconds; needs matplotlib")
     return parser.parse_args()
+
+
+def overhead(args: argparse.Namespace) -> None:
+    """Prints the time of a step of `fit` on the CPU and how much of it lies outside the compiled kernels."""
+    facts, rows = kernels.machine(), []
+    print("  ".join(f"{k} {v}" for k, v in facts.items()))
+    for count, side, log_scale in kernels.TRAINING:
+        row = overhead_row(count, side, log_scale, args)
+        rows.append(row)
+        kernels.show(row)
+    if args.json:
+        args.json.write_text(json.dumps({"machine": facts, "rows": rows}, indent=1))
+
+
+def overhead_row(count: int, side: int, log_scale: float, args: argparse.Namespace) -> dict:
+    cameras = Cameras.orbit(8, 3.0, 20.0, 50.0, side, side)
+    splats = kernels.ball(count, log_scale, 3)
+    with torch.no_grad():
+        photos = render(splats, cameras, RenderOptions(threads=args.threads), "native").rgb.clamp(0, 1)
+    views = Views(photos, tuple(f"{k}" for k in range(8)), cameras)
+    config = FitConfig.for_photos(
+        100, steps=300, sh_every=0.0, densify=NoDensify(), coarse=(), max_gaussians=count, seed=args.seed, threads=args.threads
+    )
+    start = splats.map(lambda x: x + 0.01 * torch.randn(x.shape, generator=torch.Generator().manual_seed(args.seed)))
+    ends: list[tuple[int, float, float]] = []  # step, seconds, of them in the kernels
+    with timed_kernels() as spent:
+        job = fit([views], start, config)
+        for progress in job:
+            ends.append((progress.step, time.perf_counter(), spent[0]))
+    # The median over the 25 steps between two reports; the first ones prepare memory.
+    parts = [((c - a) / n, (d - b) / n) for (k, a, b), (m, c, d) in itertools.pairwise(ends[1:]) if (n := m - k)]
+    step, inside = (1e3 * statistics.median(x) for x in zip(*parts))
+    share = statistics.median(1 - inside / whole for whole, inside in parts)
+    return {
+        "row": "overhead", "splats": count, "side": side, "sh_degree": 3, "threads": args.threads, "step_ms": step,
+        "kernels_ms": inside, "outside_percent": 100 * share,
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def timed_kernels() -> Iterator[list[float]]:
+    """[seconds spent inside the compiled functions so far]"""
+    spent, kernel_library = [0.0], library.load()
+
+    def timed(name: str):
+        function = getattr(kernel_library, name)
+
+        def call(*arguments):
+            start = time.perf_counter()
+            status = function(*arguments)
+            spent[0] += time.perf_counter() - start
+            return status
+
+        return call
+
+    names = ("forward", "backward", "release", "l1_ssim", "adam", "step")
+    stand_in = types.SimpleNamespace(**{f"splatsmith_{name}": timed(f"splatsmith_{name}") for name in names})
+    original, library.load = library.load, lambda: stand_in
+    try:
+        yield spent
+    finally:
+        library.load = original
 
 
 def load(file: Path, side: int) -> Views:

@@ -20,6 +20,7 @@ from splat.rotations import matrix_from_quat
 from splat.sh import C0
 
 DEAD = 0.005  # opacity below which a Gaussian no longer earns its keep; 3DGS's pruning threshold
+FAINT = -2.52  # opacity logit above which the jitter of MCMC, a sigmoid of the opacity, is below a thousandth
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class NoDensify:
     """The number of Gaussians stays as initialised."""
 
     needs_means2d = False
+    perturbs = False  # whether `perturb` ever moves anything
     error_views = 0  # photos whose error is measured before an edit
     first = 1.0  # the fit starts with at most this share of the cap
 
@@ -104,6 +106,13 @@ class ClassicDensify(NoDensify):
     reset_at: tuple[float, ...] = ()  # fractions of the fit where opacities fall to 0.01, so that floaters can die
     needs_means2d = True
 
+    def edits_at(self, step: int, total: int) -> bool:
+        regular = step % self.every == 0 and self.start * total <= step <= self.stop * total
+        return regular or self._resets_at(step, total)
+
+    def _resets_at(self, step: int, total: int) -> bool:
+        return step in {round(f * total) for f in self.reset_at}
+
     @torch.no_grad()
     def observe(self, seen: Observations, rendering: Rendering, width: int, height: int) -> Observations:
         half_image = torch.tensor([width / 2, height / 2], device=seen.seen.device)
@@ -117,10 +126,10 @@ class ClassicDensify(NoDensify):
     ) -> Edit | None:
         n, device = len(splats), splats.means.device
         every_row = torch.arange(n, device=device)
-        if step in {round(f * total) for f in self.reset_at}:
+        if self._resets_at(step, total):
             low = splats.opacity_logits.clamp_max(math.log(0.01 / 0.99))
             return Edit(every_row, torch.zeros(n, dtype=torch.bool, device=device), {"opacity_logits": (every_row, low)})
-        if step % self.every or not self.start * total <= step <= self.stop * total:
+        if not self.edits_at(step, total):
             return None
         mean_gradient = seen.score / seen.seen.clamp_min(1)
         size = splats.scales.amax(-1)
@@ -160,12 +169,16 @@ class MCMCDensify(NoDensify):
     every: int = 100  # steps between edits
     growth: float = 0.05  # more Gaussians per edit, until the cap
     noise: float = 5e5  # times the learning rate of the means (eq. 9); 0 switches the jitter off
+    perturbs = True
+
+    def edits_at(self, step: int, total: int) -> bool:
+        return step % self.every == 0 and self.start * total <= step <= self.stop * total
 
     @torch.no_grad()
     def propose(
         self, step: int, total: int, splats: Splats, seen: Observations, extent: float, cap: int, generator
     ) -> Edit | None:
-        if step % self.every or not self.start * total <= step <= self.stop * total:
+        if not self.edits_at(step, total):
             return None
         n, device = len(splats), splats.means.device
         dead = splats.opacities <= DEAD
@@ -201,12 +214,12 @@ class MCMCDensify(NoDensify):
         """
         if self.noise == 0:
             return None
-        gate = torch.sigmoid(100 * ((1 - splats.opacities) - 0.995))
-        rows = (gate > 1e-3).nonzero().squeeze(-1)
+        rows = (splats.opacity_logits < FAINT).nonzero().squeeze(-1)
         if len(rows) == 0:
             return None
         faint = splats[rows]
-        noise = torch.randn(len(rows), 3, generator=generator).to(gate) * (gate[rows] * self.noise * lr_means)[:, None]
+        gate = torch.sigmoid(100 * (0.005 - faint.opacities))
+        noise = torch.randn(len(rows), 3, generator=generator).to(gate) * (gate * self.noise * lr_means)[:, None]
         return rows, (faint.covariances() @ noise[:, :, None]).squeeze(-1)
 
 

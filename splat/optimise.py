@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import Tensor
 from splat.cameras import Cameras
 from splat.checkpoint import load_state, save_state
 from splat.densify import Densify, ErrorDensify, MCMCDensify, Observations, apply_edit, error_shares
-from splat.errors import InputError, StoppedLate
+from splat.errors import InputError, StoppedLate, check_finite
 from splat.gaussians import Splats
 from splat.losses import photometric
 from splat.metrics import psnr
@@ -167,16 +168,18 @@ def fit(
     if state is not None and state.exists():
         step, running, seen = _restore(state, fingerprint, parameters, exposures, poses, optimiser, device)
 
+    def photo_on(backdrop: Tensor, view: Views, i: int) -> Tensor:
+        truth = view.images[i]
+        return truth if view.masks is None else truth + (1 - view.masks[i, ..., None]) * (backdrop - background)
+
     def draw(splats: Splats, photo: int, backdrop: Tensor, options: RenderOptions) -> tuple[Tensor, Tensor, Rendering]:
         """The photo as splats and exposure explain it, the photo itself on `backdrop` [both 1, H, W, 3], and the rendering."""
         v, i = flat[photo]
         view = scaled[v]
-        cameras, truth = view.cameras[i], view.images[i, None]
+        cameras, truth = view.cameras[i], photo_on(backdrop, view, i)[None]
         if config.refine_poses and photo > 0:
             moved = se3_exp(poses[photo, None] * _pose_units(extent, poses)) @ cameras.cam_from_world
             cameras = dataclasses.replace(cameras, cam_from_world=moved)
-        if view.masks is not None:
-            truth = truth + (1 - view.masks[i, None, ..., None]) * (backdrop - background)
         rendering = render(
             splats, cameras, dataclasses.replace(options, background=None if config.exposure else backdrop), config.backend
         )
@@ -187,6 +190,7 @@ def fit(
         return image, truth, rendering
 
     background = torch.tensor(config.background, device=device)
+    fused = _fused_step(optimiser, views, config, extent)
     scale, scaled = 1.0, views
     order, epoch = torch.empty(0, dtype=torch.long), -1
     while step < config.steps:
@@ -215,47 +219,58 @@ def fit(
             threads=config.threads,
         )
         try:
-            image, truth, rendering = draw(splats, photo, backdrop, options)
+            if fused is not None:
+                v, i = flat[photo]
+                cameras, truth = scaled[v].cameras, photo_on(backdrop, scaled[v], i)
+                options = dataclasses.replace(options, background=backdrop)
+                done = fused(splats, cameras.cam_from_world[i], cameras.K[i], truth, options)
+                image, photo_loss, loss_value = done.image, done.photo_loss, done.loss
+            else:
+                image, truth, rendering = draw(splats, photo, backdrop, options)
+                loss = photometric(image, truth, config.ssim_weight)
+                photo_loss = loss.item()
+                if config.opacity_regulariser:
+                    loss = loss + config.opacity_regulariser * splats.opacities.mean()
+                if config.scale_regulariser:
+                    loss = loss + config.scale_regulariser * splats.scales.mean() / extent
+                loss_value = loss.item()
         except InputError as error:  # the last step's gradient made numbers that the renderer refuses
             raise _diverged(step, config) from error
-        photo_loss = photometric(image, truth, config.ssim_weight)
-        loss = photo_loss
-        if config.opacity_regulariser:
-            loss = loss + config.opacity_regulariser * splats.opacities.mean()
-        if config.scale_regulariser:
-            loss = loss + config.scale_regulariser * splats.scales.mean() / extent
-        if not bool(loss.detach().isfinite()):
+        if not math.isfinite(loss_value):
             raise _diverged(step, config)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        if config.densify.needs_means2d:
-            seen = config.densify.observe(seen, rendering, image.shape[2], image.shape[1])
-        optimiser.step()
+        if fused is None:
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            if config.densify.needs_means2d:
+                seen = config.densify.observe(seen, rendering, image.shape[2], image.shape[1])
+            optimiser.step()
         step += 1
 
         with torch.no_grad():
             if config.exposure:
                 exposures -= exposures.mean(0)  # the gauge: the average photo is right
-            jitter = config.densify.perturb(_geometry(parameters), lr_means / extent**2, generator)
-            if jitter is not None:
-                parameters["means"][jitter[0]] += jitter[1]
+            if config.densify.perturbs:
+                jitter = config.densify.perturb(_geometry(parameters), lr_means / extent**2, generator)
+                if jitter is not None:
+                    parameters["means"][jitter[0]] += jitter[1]
         if step % LIMIT_EVERY == 0 or step == config.steps:
             _limit_scales(parameters, centers, config.max_scale)
-        if config.densify.error_views and config.densify.edits_at(step, config.steps):
-            photos = torch.randperm(len(flat), generator=generator)[: config.densify.error_views].tolist()
-            plain = functools.partial(draw, backdrop=background, options=dataclasses.replace(options, track_means2d=False))
-            shares = error_shares(_splats(parameters), plain, photos)
-            seen = Observations(shares, torch.ones_like(shares))
-        edit = config.densify.propose(step, config.steps, _geometry(parameters), seen, extent, cap, generator)
-        if edit is not None:
-            apply_edit(edit, parameters, optimiser)
-            seen = Observations.empty(len(parameters["means"]), device)
+        if config.densify.edits_at(step, config.steps):
+            if config.densify.error_views:
+                photos = torch.randperm(len(flat), generator=generator)[: config.densify.error_views].tolist()
+                plain = functools.partial(draw, backdrop=background, options=dataclasses.replace(options, track_means2d=False))
+                shares = error_shares(_splats(parameters), plain, photos)
+                seen = Observations(shares, torch.ones_like(shares))
+            edit = config.densify.propose(step, config.steps, _geometry(parameters), seen, extent, cap, generator)
+            if edit is not None:
+                apply_edit(edit, parameters, optimiser)
+                seen = Observations.empty(len(parameters["means"]), device)
 
         save_now = state is not None and (step % config.checkpoint_every == 0 or step == config.steps)
         if save_now or step % config.report_every == 0 or step == config.steps:
             value = float(psnr(image.detach(), truth).mean())
             running = value if running is None else 0.9 * running + 0.1 * value
-            values = {"psnr": running, "loss": float(photo_loss.detach()), "gaussians": len(parameters["means"])}
+            values = {"psnr": running, "loss": photo_loss, "gaussians": len(parameters["means"])}
             if save_now:
                 _save(state, fingerprint, step, running, parameters, exposures, poses, optimiser, seen)
             yield Progress("fit", step, config.steps, preview=image[0].detach().clamp(0, 1), values=values)
@@ -353,6 +368,20 @@ def _optimiser(
         bands |= {"head": 3, "lr_later": config.lr_sh_rest}  # the three colours of band 0 come first in every row
         return NativeAdam(groups, eps=1e-15, threads=config.threads)
     return torch.optim.Adam(groups, eps=1e-15, fused=True)
+
+
+def _fused_step(optimiser: torch.optim.Adam, views: list[Views], config: FitConfig, extent: float):
+    """The whole step in the kernels, where they are and what they do not know is not asked for; else None."""
+    if config.exposure or config.refine_poses or config.densify.needs_means2d or config.backend not in ("auto", "native"):
+        return None
+    if not _own_adam(views[0].images.device):
+        return None
+    from splat.render.native.step import FusedStep
+
+    for view in views:
+        check_finite(view.cameras.cam_from_world, "cam_from_world")
+        check_finite(view.cameras.K, "K")
+    return FusedStep(optimiser, config.ssim_weight, config.opacity_regulariser, config.scale_regulariser / extent)
 
 
 def _diverged(step: int, config: FitConfig) -> StoppedLate:

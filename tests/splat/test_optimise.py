@@ -19,7 +19,7 @@ from splat.densify import ClassicDensify, ErrorDensify, MCMCDensify, NoDensify
 from splat.errors import InputError, StoppedLate
 from splat.gaussians import Splats
 from splat.optimise import BYTES_PER_GAUSSIAN, FitConfig, fit, gaussian_cap, scene_extent
-from splat.render import RenderOptions, render
+from splat.render import RenderOptions, native, render
 from splat.rotations import se3_exp
 from splat.similarity import Similarity
 from splat.views import Views
@@ -69,6 +69,39 @@ def config(**changes):
     return replace(quick, **changes)
 
 
+@pytest.fixture(params=["fused", "autograd"])
+def steps_taken(request, monkeypatch):
+    """Fills with (cam_from_world [4, 4], K, options, truth [H, W, 3]) of every step, on either way through `fit`."""
+    taken = []
+    if request.param == "fused":
+        if not native.available():
+            pytest.skip("no C++ compiler")
+        from splat.render.native.step import FusedStep
+
+        real = FusedStep.__call__
+
+        def step(self, splats, pose, K, truth_, options):
+            taken.append((pose, K, options, truth_.clone()))
+            return real(self, splats, pose, K, truth_, options)
+
+        monkeypatch.setattr(FusedStep, "__call__", step)
+        return taken
+    monkeypatch.setattr(optimise, "_fused_step", lambda *_: None)
+    draw, compare, last = optimise.render, optimise.photometric, []
+
+    def spy(splats, cameras, options, backend):
+        last[:] = [cameras.cam_from_world[0], cameras.K[0], options]
+        return draw(splats, cameras, options, backend)
+
+    def photometric(image, truth_, weight):
+        taken.append((*last, truth_[0].clone()))
+        return compare(image, truth_, weight)
+
+    monkeypatch.setattr(optimise, "render", spy)
+    monkeypatch.setattr(optimise, "photometric", photometric)
+    return taken
+
+
 def assert_same(a, b):
     for field in dataclasses.fields(Splats):
         assert torch.equal(getattr(a, field.name), getattr(b, field.name)), field.name
@@ -109,46 +142,23 @@ class TestFit:
         result, _ = run(both, disturbed(), config(steps=20))
         assert len(result.cameras) == 2 and result.exposures.shape == (5, 2, 3)
 
-    def test_every_photo_is_visited_once_an_epoch(self, monkeypatch):
-        seen = []
-        real = optimise.render
-
-        def spy(splats, cameras, *rest):
-            seen.append(float(cameras.cam_from_world[0, 0, 0]))
-            return real(splats, cameras, *rest)
-
-        monkeypatch.setattr(optimise, "render", spy)
+    def test_every_photo_is_visited_once_an_epoch(self, steps_taken):
         run([views(4)], disturbed(), config(steps=12, densify=NoDensify()))
+        seen = [float(pose[0, 0]) for pose, *_ in steps_taken]
         epochs = [tuple(seen[i : i + 4]) for i in (0, 4, 8)]
         assert all(len(set(e)) == 4 for e in epochs) and len(set(epochs)) > 1  # each photo once, in changing order
 
-    def test_sh_bands_unlock_one_after_the_other(self, monkeypatch):
-        degrees = []
-        real = optimise.render
-
-        def spy(splats, cameras, options, backend):
-            degrees.append(options.sh_degree)
-            return real(splats, cameras, options, backend)
-
-        monkeypatch.setattr(optimise, "render", spy)
+    def test_sh_bands_unlock_one_after_the_other(self, steps_taken):
         run([views()], disturbed(), config(steps=20, sh_degree=3, sh_every=0.25, densify=NoDensify()))
-        assert degrees[:20] == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5
+        assert [options.sh_degree for _, _, options, _ in steps_taken] == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5
 
-    def test_photos_are_drawn_small_first(self, monkeypatch):
-        sizes = []
-        real = optimise.render
-
-        def spy(splats, cameras, *rest):
-            sizes.append((cameras.width, cameras.height))
-            assert cameras.project(torch.zeros(1, 3))[0][0, 0].tolist() == pytest.approx(
-                [cameras.width / 2, cameras.height / 2]
-            )
-            return real(splats, cameras, *rest)
-
-        monkeypatch.setattr(optimise, "render", spy)
+    def test_photos_are_drawn_small_first(self, steps_taken):
         large = views(2, width=160, height=96)
         run([large], disturbed(), config(steps=10, densify=NoDensify(), coarse=((0.2, 0.25), (0.5, 0.5))))
-        assert sizes[:10] == [(64, 38)] * 2 + [(80, 48)] * 3 + [(160, 96)] * 5  # never below 64 pixels
+        sizes = [(truth_.shape[1], truth_.shape[0]) for *_, truth_ in steps_taken]
+        assert sizes == [(64, 38)] * 2 + [(80, 48)] * 3 + [(160, 96)] * 5  # never below 64 pixels
+        for (width, height), (_, K, *_) in zip(sizes, steps_taken):
+            assert K[:2, 2].tolist() == pytest.approx([width / 2, height / 2])
 
     def test_locked_bands_do_not_move(self):
         result, _ = run([views()], disturbed(), config(steps=10, sh_every=1.0, densify=NoDensify()))
@@ -175,8 +185,24 @@ class TestFit:
             return real(image, truth_, weight)
 
         monkeypatch.setattr(optimise, "photometric", photometric)
+        monkeypatch.setattr(optimise, "_fused_step", lambda *_: None)
         with pytest.raises(StoppedLate, match="diverged at step 1 of 60"):
             run([views()], disturbed(), config(backend=backend))
+
+    @pytest.mark.skipif(not native.available(), reason="no C++ compiler")
+    def test_a_fused_step_to_what_is_not_a_number_stops(self, monkeypatch):
+        from splat.render.native.step import FusedStep
+
+        real = FusedStep.__call__
+
+        def step(self, splats, *rest):
+            done = real(self, splats, *rest)
+            splats.means.data[0] = float("nan")
+            return done
+
+        monkeypatch.setattr(FusedStep, "__call__", step)
+        with pytest.raises(StoppedLate, match="diverged at step 1 of 60"):
+            run([views()], disturbed(), config())
 
     def test_extent_is_the_spread_of_all_cameras_and_never_zero(self):
         v = views(2)  # two cameras 3 units from the origin, opposite in azimuth, 15 degrees up
@@ -313,21 +339,19 @@ class TestMasks:
         cleared, kept = self.outside_alpha("masked"), self.outside_alpha("never")
         assert cleared < 0.15 and kept > 2 * cleared
 
-    def test_of_an_unmasked_photo_every_pixel_stays_true(self, monkeypatch):
+    def test_of_an_unmasked_photo_every_pixel_stays_true(self, steps_taken):
         """The random colour goes behind the splats; it enters the truth outside a mask only."""
-        truths = []
-        real = optimise.photometric
-        monkeypatch.setattr(optimise, "photometric", lambda image, t, w: (truths.append(t.clone()), real(image, t, w))[1])
         v = views(1)
         run([v], disturbed(), config(steps=5, random_background="always"))
-        assert all(torch.equal(t, v.images) for t in truths)
-        truths.clear()
+        assert len(steps_taken) == 5 and all(torch.equal(t, v.images[0]) for *_, t in steps_taken)
+        steps_taken.clear()
         v = views(1, masks=True)
         run([v], disturbed(), config(steps=5, random_background="masked"))
-        assert not torch.equal(truths[0], truths[1])
+        (*_, first), (*_, second) = steps_taken[:2]
+        assert not torch.equal(first, second)
         inside = v.masks[0] > 0.999
         assert inside.any()
-        torch.testing.assert_close(truths[0][0][inside], v.images[0][inside], atol=2e-3, rtol=0)
+        torch.testing.assert_close(first[inside], v.images[0][inside], atol=2e-3, rtol=0)
 
 
 class TestExposure:

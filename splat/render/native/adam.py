@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 
 import torch
@@ -24,31 +25,33 @@ class NativeAdam(torch.optim.Adam):
 
     @torch.no_grad()
     def step(self) -> None:
-        arrays, alive = [], []
-        for group in self.param_groups:
-            beta1, beta2 = group["betas"]
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self._state_of(parameter)
-                state["step"] += 1
-                t = float(state["step"])
-                tensors = (parameter, parameter.grad.contiguous(), state["exp_avg"], state["exp_avg_sq"])
-                alive.append(tensors)
-                correction, root = 1 - beta1**t, 1 / math.sqrt(1 - beta2**t)
-                row = parameter[0].numel() if "head" in group and len(parameter) else 1
-                rates = (group["lr"] / correction, group.get("lr_later", group["lr"]) / correction)
-                arrays.append(
-                    AdamArray(*map(address, tensors), parameter.numel(), *rates, root, min(group.get("head", 1), row), row)
-                )
+        moved = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [p.grad.contiguous() for p in moved]
+        arrays = self.arrays_of_next_step(moved, gradients)
         first = self.param_groups[0]
-        status = library.load().splatsmith_adam(
-            (AdamArray * len(arrays))(*arrays), len(arrays), *first["betas"], first["eps"], self.threads
-        )
+        status = library.load().splatsmith_adam(arrays, len(arrays), *first["betas"], first["eps"], self.threads)
         if status != library.OK:
             raise MemoryError("the optimiser ran out of memory.")
-        for parameter, *_ in alive:
+        for parameter in moved:
             torch.autograd.graph.increment_version(parameter)
+
+    def arrays_of_next_step(self, parameters: list[Tensor], gradients: list[Tensor]) -> ctypes.Array:
+        """What the kernel does to these `parameters`, whose step is counted as taken; the caller keeps `gradients` alive."""
+        groups = {id(p): group for group in self.param_groups for p in group["params"]}
+        arrays = []
+        for parameter, gradient in zip(parameters, gradients):
+            group, state = groups[id(parameter)], self._state_of(parameter)
+            state["step"] += 1
+            t = float(state["step"])
+            beta1, beta2 = group["betas"]
+            correction, root = 1 - beta1**t, 1 / math.sqrt(1 - beta2**t)
+            row = parameter[0].numel() if "head" in group and len(parameter) else 1
+            rates = (group["lr"] / correction, group.get("lr_later", group["lr"]) / correction)
+            tensors = (parameter, gradient, state["exp_avg"], state["exp_avg_sq"])
+            arrays.append(
+                AdamArray(*map(address, tensors), parameter.numel(), *rates, root, min(group.get("head", 1), row), row)
+            )
+        return (AdamArray * len(arrays))(*arrays)
 
     def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
         state = self.state[parameter]

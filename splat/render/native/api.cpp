@@ -1,5 +1,6 @@
 // The C boundary. Every function returns 0 or an error code of library.py and never throws.
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -8,6 +9,7 @@
 #include "adam.h"
 #include "scene.h"
 #include "ssim.h"
+#include "step.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -88,7 +90,7 @@ EXPORT int32_t splatsmith_forward(const Scene* scene, const Lens* lens, const Im
         for (int c = 0; c < lens->cameras; ++c) {
             CameraState& state = *work->cameras[lens->keep ? c : 0];
             View view(*lens, c);
-            if (!project(*scene, view, lens->threads, state, work->scratch, out->means2d + 2 * c * scene->count,
+            if (!project(*scene, view, lens->threads, lens->keep, state, work->scratch, out->means2d + 2 * c * scene->count,
                          out->radii + c * scene->count))
                 return (int)BAD_NUMBERS;
             bin_by_depth(*scene, view, lens->threads, state, work->scratch);
@@ -106,7 +108,6 @@ EXPORT int32_t splatsmith_backward(void* frame, const Scene* scene, const Lens* 
                                    const Gradients* out) {
     return guarded([&] {
         Frame& work = *static_cast<Frame*>(frame);
-        prefer_huge_pages(out->sh, sizeof(float) * 3 * scene->terms * scene->count);  // the one large array of gradients
         size_t pixels = size_t(lens->width) * lens->height;
         for (int c = 0; c < lens->cameras; ++c) {
             const CameraState& state = *work.cameras[c];
@@ -135,4 +136,23 @@ EXPORT int32_t splatsmith_adam(const AdamArray* arrays, int64_t count, double be
         adam(arrays, count, beta1, beta2, eps, threads);
         return (int)OK;
     });
+}
+
+// Leaves the splats alone when the loss is not finite.
+EXPORT int32_t splatsmith_step(const Step* step) {
+    void* frame;
+    if (int32_t status = splatsmith_forward(&step->scene, &step->lens, &step->images, &frame)) return status;
+    int32_t status = splatsmith_l1_ssim(&step->loss);
+    const Upstream upstream{step->loss.gradient, nullptr, nullptr};
+    if (status == OK && std::isfinite(*step->loss.loss))
+        status = splatsmith_backward(frame, &step->scene, &step->lens, &step->images, &upstream, &step->gradients);
+    splatsmith_release(frame);
+    if (status != OK || !std::isfinite(*step->loss.loss)) return status;
+    const int threads = step->lens.threads;
+    status = guarded([&] {
+        *step->regularisers = regularise(step->scene, step->opacity_weight, step->scale_weight, step->gradients, threads);
+        return (int)OK;
+    });
+    if (status != OK || !std::isfinite(*step->regularisers)) return status;
+    return splatsmith_adam(step->arrays, 5, step->beta1, step->beta2, step->eps, threads);
 }

@@ -266,7 +266,8 @@ void blend_backward(const View& view, int threads, const CameraState& state, Scr
                     const float* depth, const Upstream& upstream, bool with_abs, float* v_background) {
     const Offsets& table = offsets();
     int64_t tiles = int64_t(view.tiles_x) * view.tiles_y;
-    float* slots = scratch.slots.reserve(size_t(state.pair_count) * (with_abs ? SUMS_WITH_ABS : SUMS));
+    // Some more, because slots are read in whole vectors.
+    float* slots = scratch.slots.reserve(size_t(state.pair_count) * (with_abs ? SUMS_WITH_ABS : SUMS) + SUMS_WITH_ABS + LANES);
     auto backward = upstream.depth ? with_abs ? blend_tile_backward<true, true> : blend_tile_backward<true, false>
                     : with_abs     ? blend_tile_backward<false, true>
                                    : blend_tile_backward<false, false>;

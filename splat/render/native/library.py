@@ -1,4 +1,4 @@
-"""The compiled kernels as Python sees them: structures of scene.h, ssim.h and adam.h, and the loaded library."""
+"""The compiled kernels as Python sees them: structures of scene.h, ssim.h, adam.h and step.h, and the loaded library."""
 
 from __future__ import annotations
 
@@ -51,6 +51,11 @@ AdamArray = _structure(
     later_rate=Float, root=Float, head=Int, row=Int,
 )  # fmt: skip
 
+Step = _structure(
+    "Step", scene=Scene, lens=Lens, images=Images, loss=L1Ssim, gradients=Gradients, arrays=ctypes.POINTER(AdamArray),
+    regularisers=ctypes.POINTER(Double), beta1=Double, beta2=Double, eps=Double, opacity_weight=Float, scale_weight=Float,
+)  # fmt: skip
+
 
 def open_library(path: Path) -> ctypes.CDLL:
     """Load a shared object made by `build` and declare its functions. ctypes lets go of the GIL during calls."""
@@ -69,6 +74,8 @@ def open_library(path: Path) -> ctypes.CDLL:
     library.splatsmith_l1_ssim.argtypes = [structure(L1Ssim)]
     library.splatsmith_adam.restype = Int
     library.splatsmith_adam.argtypes = [structure(AdamArray), ctypes.c_int64, Double, Double, Double, Int]
+    library.splatsmith_step.restype = Int
+    library.splatsmith_step.argtypes = [structure(Step)]
     return library
 
 

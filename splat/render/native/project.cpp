@@ -7,6 +7,27 @@
 #include "threads.h"
 
 namespace splatsmith {
+namespace {
+
+constexpr size_t STREAM_FROM = size_t(24) << 20;  // bytes of the gradient of SH: most of a large cache
+constexpr int SLOT_PARTS = (SUMS_WITH_ABS + LANES - 1) / LANES;  // vectors that hold a slot
+
+// Adds up the slots of LANES Gaussians, each one's in their order. out[j]: sum j of every Gaussian; what lies behind the slot's
+// `width` sums is rubbish.
+inline void sum_slots(const float* slots, size_t width, const Slots* own, int lanes, V* out) {
+    for (int k = 0; k < SLOT_PARTS * LANES; ++k) out[k] = V{};
+    for (int l = 0; l < lanes; ++l) {
+        const float* slot = slots + width * size_t(own[l].first);
+        V total[SLOT_PARTS] = {};
+        for (uint32_t k = 0; k < own[l].count; ++k, slot += width)
+            for (int part = 0; part < SLOT_PARTS; ++part) total[part] += load(slot + part * LANES);
+        for (int part = 0; part < SLOT_PARTS; ++part) out[part * LANES + l] = total[part];
+    }
+    for (int part = 0; part < SLOT_PARTS; ++part) transpose(out + part * LANES);
+}
+
+}  // namespace
+
 View::View(const Lens& lens, int camera) {
     const float* m = lens.cam_from_world + 16 * camera;
     const float* K = lens.K + 9 * camera;
@@ -26,13 +47,16 @@ View::View(const Lens& lens, int camera) {
     antialiased = lens.antialiased;
 }
 
-bool project(const Scene& scene, const View& view, int threads, CameraState& state, Scratch& scratch, float* means2d, float* radii) {
+bool project(const Scene& scene, const View& view, int threads, bool keep_slopes, CameraState& state, Scratch& scratch, float* means2d,
+             float* radii) {
     int64_t n = scene.count, chunks = (n + CHUNK - 1) / CHUNK;
     scratch.records.reserve(n);
     scratch.keys_other.reserve(n);
     scratch.chunk_counts.reserve(chunks);
     state.clamped.reserve(n);
-    int used_terms = (scene.degree + 1) * (scene.degree + 1);
+    keep_slopes = keep_slopes && scene.degree > 0;
+    if (keep_slopes) state.colour_slopes.reserve(9 * size_t(n + LANES));
+    const int used_terms = (scene.degree + 1) * (scene.degree + 1);
     std::atomic<bool> bad_numbers{false};
 
     parallel(threads, chunks, [&](int64_t c) {
@@ -61,7 +85,12 @@ bool project(const Scene& scene, const View& view, int threads, CameraState& sta
                 V direction[3] = {}, Y[16], sh[48], rgb[3];
                 if (scene.degree > 0) view_directions(view, p, direction);
                 sh_basis(scene.degree, direction[0], direction[1], direction[2], Y);
-                gather_sh(scene, i, used_terms, sh);
+                rows_to_columns(scene.sh, i, n, 3 * used_terms, 3 * scene.terms, sh);
+                if (keep_slopes) {
+                    V slopes[9];
+                    for (int k = 0; k < 3; ++k) sh_slopes(scene.degree, direction[0], direction[1], direction[2], sh + k, slopes + 3 * k);
+                    std::memcpy(state.colour_slopes.data() + 9 * i, slopes, sizeof slopes);
+                }
                 unsigned negative[3];
                 for (int k = 0; k < 3; ++k) {
                     V sum = splat(0.5f);
@@ -106,6 +135,9 @@ void project_backward(const Scene& scene, const View& view, int threads, const C
     int64_t n = scene.count, chunks = (n + CHUNK - 1) / CHUNK;
     const int used_terms = (scene.degree + 1) * (scene.degree + 1);
     const bool first_camera = camera == 0;
+    const int sh_stride = 3 * scene.terms;
+    // Gradients that no cache can hold until the optimiser reads them are written past the caches.
+    const bool stream = first_camera && sizeof(float) * sh_stride * size_t(n) > STREAM_FROM;
     float* v_means2d = out.means2d ? out.means2d + 2 * n * camera : nullptr;
     float* v_means2d_abs = out.means2d_abs ? out.means2d_abs + 2 * n * camera : nullptr;
     const size_t width = v_means2d_abs ? SUMS_WITH_ABS : SUMS;  // of a slot
@@ -114,38 +146,30 @@ void project_backward(const Scene& scene, const View& view, int threads, const C
 
     parallel(threads, chunks, [&](int64_t c) {
         V v_W[3][3] = {}, v_t[3] = {}, v_center[3] = {};
+        alignas(64) float rows[48 * LANES];
         int64_t end = std::min(n, (c + 1) * CHUNK);
         for (int64_t i = c * CHUNK; i < end; i += LANES) {
             int lanes = (int)std::min<int64_t>(LANES, end - i);
             unsigned live = 0;
             for (int l = 0; l < lanes; ++l) live |= unsigned(state.slots[i + l].count > 0) << l;
-            if (first_camera) {
-                int stride = 3 * scene.terms;
-                if (!live) {
-                    std::memset(out.means + 3 * i, 0, lanes * 3 * sizeof(float));
-                    std::memset(out.quats + 4 * i, 0, lanes * 4 * sizeof(float));
-                    std::memset(out.log_scales + 3 * i, 0, lanes * 3 * sizeof(float));
-                    std::memset(out.opacity_logits + i, 0, lanes * sizeof(float));
-                    std::memset(out.sh + i * stride, 0, lanes * stride * sizeof(float));
-                }
+            if (first_camera && !live) {
+                std::memset(out.means + 3 * i, 0, lanes * 3 * sizeof(float));
+                std::memset(out.quats + 4 * i, 0, lanes * 4 * sizeof(float));
+                std::memset(out.log_scales + 3 * i, 0, lanes * 3 * sizeof(float));
+                std::memset(out.opacity_logits + i, 0, lanes * sizeof(float));
+                std::memset(out.sh + i * sh_stride, 0, lanes * sh_stride * sizeof(float));
             }
             if (v_means2d && !live) std::memset(v_means2d + 2 * i, 0, lanes * 2 * sizeof(float));
             if (v_means2d_abs && !live) std::memset(v_means2d_abs + 2 * i, 0, lanes * 2 * sizeof(float));
             if (!live) continue;
 
-            alignas(64) float sums[SUMS_WITH_ABS][LANES] = {};
+            V sums[SLOT_PARTS * LANES];
+            sum_slots(scratch.slots.data(), width, &state.slots[i], lanes, sums);
             unsigned negative[3] = {};
-            for (int l = 0; l < lanes; ++l) {
-                if (!(live >> l & 1)) continue;
-                const float* slot = scratch.slots.data() + width * size_t(state.slots[i + l].first);
-                float total[SUMS_WITH_ABS] = {};
-                for (uint32_t k = 0; k < state.slots[i + l].count; ++k, slot += width)
-                    for (size_t j = 0; j < width; ++j) total[j] += slot[j];
-                for (int j = 0; j < SUMS_WITH_ABS; ++j) sums[j][l] = total[j];
+            for (int l = 0; l < lanes; ++l)
                 for (int k = 0; k < 3; ++k) negative[k] |= unsigned(state.clamped[i + l] >> k & 1) << l;
-            }
             const Mask on = mask_of(live);
-            V G = load(sums[0]), Sx = load(sums[1]), Sy = load(sums[2]), Sxx = load(sums[3]), Sxy = load(sums[4]), Syy = load(sums[5]);
+            V G = sums[0], Sx = sums[1], Sy = sums[2], Sxx = sums[3], Sxy = sums[4], Syy = sums[5];
 
             Projected p;
             project_lanes(scene, view, i, p);
@@ -215,7 +239,7 @@ void project_backward(const Scene& scene, const View& view, int threads, const C
             v_cam[0] = (v_xz + view.fx * v_mx) * p.rz;
             v_cam[1] = (v_yz + view.fy * v_my) * p.rz;
             V v_rz = view.fx * v_kx + view.fy * v_ky + (v_xz + view.fx * v_mx) * p.x + (v_yz + view.fy * v_my) * p.y;
-            v_cam[2] = load(sums[9]) - v_rz * p.rz * p.rz;
+            v_cam[2] = sums[9] - v_rz * p.rz * p.rz;
             for (V& v : v_cam) v = keep(on, v);
             V v_mean[3];
             for (int j = 0; j < 3; ++j) v_mean[j] = W[0][j] * v_cam[0] + W[1][j] * v_cam[1] + W[2][j] * v_cam[2];
@@ -234,17 +258,15 @@ void project_backward(const Scene& scene, const View& view, int threads, const C
 
             // Colour.
             V v_rgb[3];
-            for (int k = 0; k < 3; ++k) v_rgb[k] = keep(mask_of(live & ~negative[k]), load(sums[6 + k]));
+            for (int k = 0; k < 3; ++k) v_rgb[k] = keep(mask_of(live & ~negative[k]), sums[6 + k]);
             V direction[3] = {}, Y[16];
             V inverse = V{};
             if (scene.degree > 0) inverse = view_directions(view, p, direction);
             sh_basis(scene.degree, direction[0], direction[1], direction[2], Y);
             if (scene.degree > 0) {
-                V sh[48], v_Y[16], v_dir[3];
-                gather_sh(scene, i, used_terms, sh);
-                for (int k = 0; k < used_terms; ++k)
-                    v_Y[k] = v_rgb[0] * sh[3 * k] + v_rgb[1] * sh[3 * k + 1] + v_rgb[2] * sh[3 * k + 2];
-                sh_basis_backward(scene.degree, direction[0], direction[1], direction[2], v_Y, v_dir);
+                V slopes[9], v_dir[3];
+                std::memcpy(slopes, state.colour_slopes.data() + 9 * i, sizeof slopes);
+                for (int j = 0; j < 3; ++j) v_dir[j] = v_rgb[0] * slopes[j] + v_rgb[1] * slopes[3 + j] + v_rgb[2] * slopes[6 + j];
                 V radial = v_dir[0] * direction[0] + v_dir[1] * direction[1] + v_dir[2] * direction[2];
                 for (int j = 0; j < 3; ++j) {
                     V v = keep(on, (v_dir[j] - direction[j] * radial) * inverse);
@@ -255,40 +277,28 @@ void project_backward(const Scene& scene, const View& view, int threads, const C
             V v_logit = G * (1.0f - p.opacity_raw);
 
             // Write, or add to what earlier cameras wrote.
-            auto scatter = [&](const V* v, int width, float* rows) {
-                alignas(64) float column[4][LANES];
-                for (int k = 0; k < width; ++k) store(column[k], keep(on, v[k]));
-                for (int l = 0; l < lanes; ++l)
-                    for (int k = 0; k < width; ++k) {
-                        float& target = rows[(i + l) * width + k];
-                        target = first_camera ? column[k][l] : target + column[k][l];
-                    }
+            auto scatter = [&](const V* v, int used, int stride, float* to) {
+                columns_to_rows(v, used, stride, rows);
+                to += i * stride;
+                size_t count = size_t(lanes) * stride;
+                if (first_camera)
+                    write_out(to, rows, count, stream);
+                else
+                    for (size_t k = 0; k < count; ++k) to[k] += rows[k];
             };
-            scatter(v_mean, 3, out.means);
-            scatter(v_quat, 4, out.quats);
-            scatter(v_log_scale, 3, out.log_scales);
-            scatter(&v_logit, 1, out.opacity_logits);
-            alignas(64) float basis[16][LANES], colour[3][LANES];
-            for (int k = 0; k < used_terms; ++k) store(basis[k], Y[k]);
-            for (int k = 0; k < 3; ++k) store(colour[k], keep(on, v_rgb[k]));
-            for (int l = 0; l < lanes; ++l) {
-                float* row = out.sh + (i + l) * 3 * scene.terms;
-                float r = colour[0][l], g = colour[1][l], bl = colour[2][l];
-                if (first_camera) {
-                    for (int k = 0; k < used_terms; ++k) {
-                        row[3 * k] = basis[k][l] * r;
-                        row[3 * k + 1] = basis[k][l] * g;
-                        row[3 * k + 2] = basis[k][l] * bl;
-                    }
-                    std::memset(row + 3 * used_terms, 0, (scene.terms - used_terms) * 3 * sizeof(float));
-                } else {
-                    for (int k = 0; k < used_terms; ++k) {
-                        row[3 * k] += basis[k][l] * r;
-                        row[3 * k + 1] += basis[k][l] * g;
-                        row[3 * k + 2] += basis[k][l] * bl;
-                    }
-                }
-            }
+            for (V& v : v_mean) v = keep(on, v);
+            for (V& v : v_quat) v = keep(on, v);
+            for (V& v : v_log_scale) v = keep(on, v);
+            v_logit = keep(on, v_logit);
+            scatter(v_mean, 3, 3, out.means);
+            scatter(v_quat, 4, 4, out.quats);
+            scatter(v_log_scale, 3, 3, out.log_scales);
+            scatter(&v_logit, 1, 1, out.opacity_logits);
+            V v_sh[48];
+            for (int k = 0; k < used_terms; ++k)
+                for (int j = 0; j < 3; ++j) v_sh[3 * k + j] = keep(on, Y[k] * v_rgb[j]);
+            if (scene.terms > used_terms) std::fill(rows, rows + LANES * sh_stride, 0.0f);
+            scatter(v_sh, 3 * used_terms, sh_stride, out.sh);
             if (v_means2d) {
                 alignas(64) float vx[LANES], vy[LANES];
                 store(vx, v_mx), store(vy, v_my);
@@ -296,10 +306,13 @@ void project_backward(const Scene& scene, const View& view, int threads, const C
             }
             if (v_means2d_abs) {
                 constexpr float ln2 = 0.693147181f;  // the record's conic counts in powers of two
+                alignas(64) float absolute[2][LANES];
+                store(absolute[0], sums[10]), store(absolute[1], sums[11]);
                 for (int l = 0; l < lanes; ++l)
-                    for (int k = 0; k < 2; ++k) v_means2d_abs[2 * (i + l) + k] = ln2 * sums[10 + k][l];
+                    for (int k = 0; k < 2; ++k) v_means2d_abs[2 * (i + l) + k] = ln2 * absolute[k][l];
             }
         }
+        if (stream) streamed();
         if (pose) {
             double* partial = scratch.partial.data() + 15 * c;
             for (int r = 0; r < 3; ++r) {

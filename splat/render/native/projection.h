@@ -134,25 +134,25 @@ inline void sh_basis(int degree, V x, V y, V z, V* Y) {
     Y[15] = -0.5900435899266435f * x * (xx - 3.0f * yy);
 }
 
-// d (sum_k g_k Y_k) / d (x, y, z), the coordinates taken as independent.
-inline void sh_basis_backward(int degree, V x, V y, V z, const V* g, V* out) {
+// d (sum_k g[3 k] Y_k) / d (x, y, z), the coordinates taken as independent.
+inline void sh_slopes(int degree, V x, V y, V z, const V* g, V* out) {
     V dx = V{}, dy = V{}, dz = V{};
     if (degree >= 1) {
         constexpr float c1 = 0.4886025119029199f;
-        dx = -c1 * g[3], dy = -c1 * g[1], dz = c1 * g[2];
+        dx = -c1 * g[3 * 3], dy = -c1 * g[3 * 1], dz = c1 * g[3 * 2];
     }
     if (degree >= 2) {
-        V g4 = 1.0925484305920792f * g[4], g5 = -1.0925484305920792f * g[5], g6 = 0.31539156525252005f * g[6];
-        V g7 = -1.0925484305920792f * g[7], g8 = 0.5462742152960396f * g[8];
+        V g4 = 1.0925484305920792f * g[3 * 4], g5 = -1.0925484305920792f * g[3 * 5], g6 = 0.31539156525252005f * g[3 * 6];
+        V g7 = -1.0925484305920792f * g[3 * 7], g8 = 0.5462742152960396f * g[3 * 8];
         dx += g4 * y + g7 * z + 2.0f * x * (g8 - g6);
         dy += g4 * x + g5 * z - 2.0f * y * (g8 + g6);
         dz += g5 * y + g7 * x + 4.0f * z * g6;
     }
     if (degree >= 3) {
         V xx = x * x, yy = y * y, zz = z * z, xy = x * y, yz = y * z, xz = x * z;
-        V g9 = -0.5900435899266435f * g[9], g10 = 2.890611442640554f * g[10], g11 = -0.4570457994644658f * g[11];
-        V g12 = 0.3731763325901154f * g[12], g13 = -0.4570457994644658f * g[13], g14 = 1.445305721320277f * g[14];
-        V g15 = -0.5900435899266435f * g[15];
+        V g9 = -0.5900435899266435f * g[3 * 9], g10 = 2.890611442640554f * g[3 * 10], g11 = -0.4570457994644658f * g[3 * 11];
+        V g12 = 0.3731763325901154f * g[3 * 12], g13 = -0.4570457994644658f * g[3 * 13], g14 = 1.445305721320277f * g[3 * 14];
+        V g15 = -0.5900435899266435f * g[3 * 15];
         V ring = 4.0f * zz - xx - yy, axis = 3.0f * (xx - yy);
         dx += g9 * 6.0f * xy + g10 * yz - g11 * 2.0f * xy - g12 * 6.0f * xz + g13 * (ring - 2.0f * xx) + g14 * 2.0f * xz + g15 * axis;
         dy += g9 * axis + g10 * xz + g11 * (ring - 2.0f * yy) - g12 * 6.0f * yz - g13 * 2.0f * xy - g14 * 2.0f * yz - g15 * 6.0f * xy;
@@ -161,16 +161,42 @@ inline void sh_basis_backward(int degree, V x, V y, V z, const V* g, V* out) {
     out[0] = dx, out[1] = dy, out[2] = dz;
 }
 
-// SH coefficients of LANES Gaussians, transposed: out[3 k + channel].
-inline void gather_sh(const Scene& scene, int64_t first, int used, V* out) {
-    alignas(64) float lanes[48][LANES];
-    int width = 3 * used, stride = 3 * scene.terms;
-    for (int l = 0; l < LANES; ++l) {
-        int64_t i = first + l < scene.count ? first + l : scene.count - 1;
-        const float* row = scene.sh + i * stride;
-        for (int k = 0; k < width; ++k) lanes[k][l] = row[k];
+// The first `width` floats of a row of `stride` floats, of LANES Gaussians: out[k] holds float k of each.
+inline void rows_to_columns(const float* rows, int64_t first, int64_t count, int width, int stride, V* out) {
+    const float* row[LANES];
+    for (int l = 0; l < LANES; ++l) row[l] = rows + (first + l < count ? first + l : count - 1) * stride;
+    if (width < LANES) {
+        alignas(64) float lanes[LANES][LANES];
+        for (int l = 0; l < LANES; ++l)
+            for (int k = 0; k < width; ++k) lanes[k][l] = row[l][k];
+        for (int k = 0; k < width; ++k) out[k] = load(lanes[k]);
+        return;
     }
-    for (int k = 0; k < width; ++k) out[k] = load(lanes[k]);
+    for (int begin = 0; begin < width; begin += LANES) {
+        int at = begin + LANES <= width ? begin : width - LANES;  // the last square overlaps the one before
+        V square[LANES];
+        for (int l = 0; l < LANES; ++l) square[l] = load(row[l] + at);
+        transpose(square);
+        for (int k = 0; k < LANES; ++k) out[at + k] = square[k];
+    }
+}
+
+// The way back, to LANES rows of `stride` floats.
+inline void columns_to_rows(const V* columns, int width, int stride, float* rows) {
+    if (width < LANES) {
+        alignas(64) float lanes[LANES][LANES];
+        for (int k = 0; k < width; ++k) store(lanes[k], columns[k]);
+        for (int l = 0; l < LANES; ++l)
+            for (int k = 0; k < width; ++k) rows[l * stride + k] = lanes[k][l];
+        return;
+    }
+    for (int begin = 0; begin < width; begin += LANES) {
+        int at = begin + LANES <= width ? begin : width - LANES;
+        V square[LANES];
+        for (int k = 0; k < LANES; ++k) square[k] = columns[at + k];
+        transpose(square);
+        for (int l = 0; l < LANES; ++l) store(rows + l * stride + at, square[l]);
+    }
 }
 
 // Unit directions from the camera to the means, and 1 / distance.

@@ -13,7 +13,7 @@ from splat.cameras import Cameras
 from splat.errors import InputError, check_finite
 from splat.gaussians import Splats
 from splat.render import RenderOptions
-from splat.render.native import library
+from splat.render.native import library, loans
 from splat.render.native.library import Gradients, Images, Lens, Scene, Upstream, address, as_kernel_input
 
 MAX_SIDE = 1 << 15  # pixels
@@ -26,10 +26,7 @@ def rasterise(splats: Splats, cameras: Cameras, options: RenderOptions, probe: T
     poses and background.
     """
     n, c = len(splats), len(cameras)
-    if not 0 < cameras.width <= MAX_SIDE or not 0 < cameras.height <= MAX_SIDE:
-        raise ValueError(f"an image of {cameras.width} x {cameras.height} pixels; each side must be 1 to {MAX_SIDE}")
-    if not (options.near > 0 and math.isfinite(options.low_pass) and options.low_pass >= 0):
-        raise ValueError(f"near is {options.near}, low_pass {options.low_pass}; near must be positive, low_pass not negative")
+    lens = lens_of(c, cameras.width, cameras.height, options)
     background = options.background
     if background is not None:
         if background.ndim == 1:
@@ -50,13 +47,25 @@ def rasterise(splats: Splats, cameras: Cameras, options: RenderOptions, probe: T
     for x, name in ((inputs[5], "cam_from_world"), (K, "K")):
         if not math.isfinite(x.detach().sum()):  # one operation, where the message's count takes several
             check_finite(x, name)
-    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    degree = splats.sh_degree if options.sh_degree is None else min(max(options.sh_degree, 0), splats.sh_degree)
-    lens = Lens(
-        K=address(K), cameras=c, width=cameras.width, height=cameras.height, antialiased=options.antialiased,
-        near=options.near, low_pass=options.low_pass, threads=library.thread_count(options.threads), keep=keep,
+    lens.K = address(K)
+    lens.keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    return Rasterise.apply(lens, K, degree_used(splats, options), *inputs)
+
+
+def lens_of(cameras: int, width: int, height: int, options: RenderOptions) -> Lens:
+    """Without the pointers. Raises ValueError for sizes and options that cannot be drawn."""
+    if not 0 < width <= MAX_SIDE or not 0 < height <= MAX_SIDE:
+        raise ValueError(f"an image of {width} x {height} pixels; each side must be 1 to {MAX_SIDE}")
+    if not (options.near > 0 and math.isfinite(options.low_pass) and options.low_pass >= 0):
+        raise ValueError(f"near is {options.near}, low_pass {options.low_pass}; near must be positive, low_pass not negative")
+    return Lens(
+        cameras=cameras, width=width, height=height, antialiased=options.antialiased, near=options.near,
+        low_pass=options.low_pass, threads=library.thread_count(options.threads),
     )  # fmt: skip
-    return Rasterise.apply(lens, K, degree, *inputs)
+
+
+def degree_used(splats: Splats, options: RenderOptions) -> int:
+    return splats.sh_degree if options.sh_degree is None else min(max(options.sh_degree, 0), splats.sh_degree)
 
 
 class Frame:
@@ -75,7 +84,7 @@ class Rasterise(torch.autograd.Function):
     def forward(ctx, lens, K, degree, means, quats, log_scales, opacity_logits, sh, cam_from_world, background, probe):
         kernels = library.load()
         c, n, h, w = lens.cameras, means.shape[0], lens.height, lens.width
-        out = tuple(torch.empty(shape) for shape in ((c, h, w, 3), (c, h, w), (c, h, w), (c, n, 2), (c, n)))
+        out = tuple(loans.empty(*shape) for shape in ((c, h, w, 3), (c, h, w), (c, h, w), (c, n, 2), (c, n)))
         inputs = (means, quats, log_scales, opacity_logits, sh)
         scene = Scene(*map(address, inputs), count=n, terms=sh.shape[1], degree=degree)
         lens.cam_from_world, lens.background = address(cam_from_world), address(background)
@@ -101,10 +110,10 @@ class Rasterise(torch.autograd.Function):
         lens = ctx.lens
         c, n = lens.cameras, inputs[0].shape[0]
         pose_wanted, background_wanted, probe_wanted = ctx.needs_input_grad[8:]
-        gradients = [torch.empty_like(x) for x in inputs]
+        gradients = [loans.empty(*x.shape) for x in inputs]
         v_pose = torch.empty_like(cam_from_world) if pose_wanted else None
         v_background = torch.empty_like(background) if background_wanted else None
-        v_probe, v_abs = (torch.empty(c, n, 2), torch.empty(c, n, 2)) if probe_wanted else (None, None)
+        v_probe, v_abs = (loans.empty(c, n, 2), loans.empty(c, n, 2)) if probe_wanted else (None, None)
         out = Gradients(*map(address, (*gradients, v_probe, v_abs, v_pose, v_background)))
         if c == 0:
             for g in gradients:

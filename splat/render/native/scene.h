@@ -122,6 +122,7 @@ struct Slots {  // of one Gaussian: one for every tile it touches; Gaussians in 
 struct CameraState {
     Buffer<Record> records;       // by depth
     Buffer<uint8_t> clamped;      // [N] bit k: colour channel k was clamped at 0
+    Buffer<float> colour_slopes;  // [N / LANES, 9, LANES] d colour / d direction, row by row; above degree 0, if kept
     Buffer<Slots> slots;          // [N]
     Buffer<uint32_t> tile_start;  // [tiles + 1]
     Buffer<Entry> entries;
@@ -129,7 +130,7 @@ struct CameraState {
     uint32_t pair_count = 0;
 
     size_t bytes() const {
-        return records.bytes() + clamped.bytes() + slots.bytes() + tile_start.bytes() + entries.bytes();
+        return records.bytes() + clamped.bytes() + colour_slopes.bytes() + slots.bytes() + tile_start.bytes() + entries.bytes();
     }
 };
 
@@ -160,8 +161,8 @@ struct Scratch {
     }
 };
 
-// project.cpp: fills scratch.records. Returns false when the scene holds NaN or infinity.
-bool project(const Scene&, const View&, int threads, CameraState&, Scratch&, float* means2d, float* radii);
+// project.cpp: fills scratch.records. Returns false when the scene holds NaN or infinity. `keep` is for a backward pass.
+bool project(const Scene&, const View&, int threads, bool keep, CameraState&, Scratch&, float* means2d, float* radii);
 // Sums the slots of every Gaussian; the first camera overwrites the gradients, later ones add to them.
 void project_backward(const Scene&, const View&, int threads, const CameraState&, Scratch&, const Gradients&, int camera);
 

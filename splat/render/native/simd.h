@@ -185,6 +185,55 @@ inline V log2(V x) {
     return fma(p * s, splat(1.44269504f), to_float(exponent));
 }
 
+// The lanes of a and b in turn: a0 b0 a1 b1 ..., first half and second half.
+inline void interleave(V a, V b, V& first, V& second) {
+#if defined(__AVX512F__)
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    first = _mm512_permutex2var_ps(a, low, b), second = _mm512_permutex2var_ps(a, high, b);
+#elif defined(__AVX2__)
+    __m256 low = _mm256_unpacklo_ps(a, b), high = _mm256_unpackhi_ps(a, b);
+    first = _mm256_permute2f128_ps(low, high, 0x20), second = _mm256_permute2f128_ps(low, high, 0x31);
+#else
+    first = V{a[0], b[0], a[1], b[1]}, second = V{a[2], b[2], a[3], b[3]};
+#endif
+}
+
+// LANES vectors as the rows of a square become its columns.
+inline void transpose(V* rows) {
+    for (int round = 1; round < LANES; round *= 2) {
+        V mixed[LANES];
+        for (int k = 0; k < LANES / 2; ++k) interleave(rows[k], rows[k + LANES / 2], mixed[2 * k], mixed[2 * k + 1]);
+        for (int k = 0; k < LANES; ++k) rows[k] = mixed[k];
+    }
+}
+
+// Copies `count` floats; with `stream` past the caches, where the addresses and the processor allow it. A later `streamed()`
+// orders such writes before whatever follows.
+inline void write_out(float* to, const float* from, size_t count, bool stream) {
+#if defined(__AVX512F__) || defined(__AVX2__) || defined(__SSE2__)
+    if (stream && reinterpret_cast<uintptr_t>(to) % sizeof(V) == 0 && count % LANES == 0) {
+        for (size_t k = 0; k < count; k += LANES) {
+#if defined(__AVX512F__)
+            _mm512_stream_ps(to + k, load(from + k));
+#elif defined(__AVX2__)
+            _mm256_stream_ps(to + k, load(from + k));
+#else
+            _mm_stream_ps(to + k, (__m128)load(from + k));
+#endif
+        }
+        return;
+    }
+#endif
+    std::memcpy(to, from, count * sizeof(float));
+}
+
+inline void streamed() {
+#if defined(__AVX512F__) || defined(__AVX2__) || defined(__SSE2__)
+    _mm_sfence();
+#endif
+}
+
 inline float sum(V v) {
     float x[LANES];
     store(x, v);
