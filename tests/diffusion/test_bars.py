@@ -128,6 +128,22 @@ def test_plan_search_under_guidance(guided_problems):
         assert p.error(again.plan, 5, held_out=True) == pytest.approx(f.shipped)
 
 
+def test_plan_search_tries_every_solver_anywhere():
+    """Crossing the uniform solvers alone would never make, say, noise prediction with a corrector."""
+    tried = []
+
+    class Anything:
+        start, end = START, END
+
+        def error(self, plan, steps, held_out=False):
+            tried.extend(plan.steps[1:])
+            return 1.0 / (len(tried) + 1)  # always a little better, so that the newest plans are the parents
+
+    search_plan(Anything(), 4, evaluations=400)
+    assert len({(step.order, step.kind, step.corrector) for step in tried}) == 4 * 2 * 2
+    assert all(START < step.node < END for step in tried) and len({step.node for step in tried}) > 300
+
+
 def test_what_does_not_hold_on_held_out_latents_is_dropped(guided_problems):
     """Held-out latents on which the baseline is already perfect: what helped on the calibration latents must not replace it."""
     p = guided_problems[0]

@@ -617,6 +617,21 @@ def test_a_grid_whose_last_step_stays_where_it_is(base, plan):
         torch.testing.assert_close(states[-1], states[-2])
 
 
+def test_a_corrector_belongs_to_the_step_that_it_redoes():
+    """The first of four steps is corrected, with the second's prediction; the others are not."""
+    mixed = EIScheduler(plan=Plan((Step(order=2, corrector="reuse"), *(Step(order=2),) * 3)))
+    always, never = EIScheduler(plan="unipc2"), EIScheduler(plan="dpmpp2")
+    states = {}
+    for scheduler in (mixed, always, never):
+        scheduler.set_timesteps(4)
+        x, states[scheduler] = noise(1, 3, 4, 4, dtype=torch.float64), []
+        for t in scheduler.timesteps:
+            x = scheduler.step(x.tanh(), t, x).prev_sample
+            states[scheduler].append(x)
+    assert torch.equal(states[mixed][1], states[always][1]) and not torch.equal(states[mixed][1], states[never][1])
+    assert not torch.equal(states[mixed][2], states[always][2])
+
+
 def test_a_fresh_corrector_from_pure_noise_has_nothing_to_integrate():
     plan = Plan((Step(corrector="fresh"),), repeat=True)
     scheduler = EIScheduler(plan=plan, schedule="flow", grid="trailing", prediction_type="flow_prediction")
