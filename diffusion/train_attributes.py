@@ -131,7 +131,12 @@ def field_loss(predicted: Tensor, true: Tensor) -> Tensor:
 
 
 def train_upsampler(
-    examples: FineExamples, codec: FieldCodec, config: UpsamplerTrainConfig, folder: Path, sheet=None
+    examples: FineExamples,
+    codec: FieldCodec,
+    config: UpsamplerTrainConfig,
+    folder: Path,
+    sheet=None,
+    device: str = "cpu",
 ) -> Generator[Progress, None, VolumeUNet]:
     """Train the field upsampler; `folder` as in `training.train`."""
     c, bank = config, examples.bank
@@ -139,15 +144,14 @@ def train_upsampler(
 
     def loss(network: VolumeUNet, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         chosen = torch.multinomial(weights, c.batch, generator=generator).tolist()
-        text = examples.text(chosen, generator)
-        fine = torch.stack([examples.fine(i) for i in chosen])
+        text = examples.text(chosen, generator).to(device)
+        fine = torch.stack([examples.fine(i) for i in chosen]).to(device)
         coarse = torch.stack([examples.coarse(i) for i in chosen])
-        latents = codec.encode(coarse)
         amount = c.noise * torch.rand(len(chosen), 1, generator=generator)
-        latents = latents + amount * latent_deviations * torch.randn(latents.shape, generator=generator)
-        seen = codec.decode(latents)
+        noise = amount * latent_deviations * torch.randn(len(chosen), codec.dimensions, generator=generator)
+        seen = codec.decode(codec.encode(coarse) + noise)
         true = torch.rand(len(chosen), generator=generator) < c.as_encoded
-        seen = torch.where(true[:, None, None, None, None], coarse, seen)
+        seen = torch.where(true[:, None, None, None, None], coarse, seen).to(device)
         with half_precision(c.loop, network):
             made = upsampled(network, seen, bank.limit, text)
         each = field_loss(made, fine)
@@ -168,7 +172,7 @@ def train_upsampler(
         timed=False,
         finer=2,
     )
-    return (yield from train(network, loss, config.loop, folder, sheet))
+    return (yield from train(network.to(device), loss, config.loop, folder, sheet))
 
 
 def train_attributes(
@@ -178,6 +182,7 @@ def train_attributes(
     config: AttributeTrainConfig,
     folder: Path,
     sheet=None,
+    device: str = "cpu",
 ) -> Generator[Progress, None, AttributePredictor]:
     """Train the attribute predictor on true fields and on those of `upsampler`; `folder` as in `training.train`."""
     c, bank = config, examples.bank
@@ -192,15 +197,15 @@ def train_attributes(
 
     def loss(network: AttributePredictor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         chosen = torch.multinomial(weights, c.batch, generator=generator).tolist()
-        text = examples.text(chosen, generator)
-        volumes = [examples.volume(i) for i in chosen]
-        fields = torch.stack([examples.fine(i) for i in chosen])
+        text = examples.text(chosen, generator).to(device)
+        volumes = [examples.volume(i).to(device) for i in chosen]
+        fields = torch.stack([examples.fine(i) for i in chosen]).to(device)
         use = torch.rand(len(chosen), generator=generator) < c.upsampled
         if upsampler is not None and bool(use.any()):
             with torch.no_grad():
                 coarse = codec.decode(codec.encode(torch.stack([examples.coarse(i) for i in chosen])))
-                made = upsampled(upsampler, coarse, bank.limit, text)
-            fields = torch.where(use[:, None, None, None, None], made, fields)
+                made = upsampled(upsampler, coarse.to(device), bank.limit, text)
+            fields = torch.where(use[:, None, None, None, None].to(device), made, fields)
         with half_precision(c.loop, network):
             out = network(fields, text.pooled)
         total, channels, picture = 0.0, 0.0, 0.0
@@ -209,9 +214,8 @@ def train_attributes(
             mine = out.batch == b
             true = volume.features[0].flatten(1).T[out.nodes[mine]]
             own = channel_loss(out.rows[mine], true, network.std)
-            views = random_cameras(c.views, c.view_side, generator)
-            backdrop = torch.rand(3, generator=generator)
-            options = RenderOptions(background=backdrop, threads=1)
+            views = random_cameras(c.views, c.view_side, generator).to(device)
+            options = RenderOptions(background=torch.rand(3, generator=generator).to(device), threads=1)
             with torch.no_grad():
                 truth = render(volume.to_splats(), views, options).rgb
             drawn = photometric(render(made.to_splats(b), views, options).rgb, truth, 0.2)
@@ -219,7 +223,9 @@ def train_attributes(
             channels, picture = channels + float(own.detach()), picture + float(drawn.detach())
         return total / len(chosen), {"channels": channels / len(chosen), "picture": picture / len(chosen)}
 
-    return (yield from train(network, loss, config.loop, folder, sheet))
+    if upsampler is not None:
+        upsampler.to(device)
+    return (yield from train(network.to(device), loss, config.loop, folder, sheet))
 
 
 def channel_loss(rows: Tensor, true: Tensor, std: Tensor) -> Tensor:

@@ -97,11 +97,11 @@ def train_text(step: str, work: Path, objects: Path | None, config: TextTrainCon
     examples = FineExamples(bank, _made(work, "volumes"), "train")
     if step == "detail":
         own = replace(config.detail, loop=replace(config.detail.loop, minutes=config.minutes))
-        network = yield from train_upsampler(examples, codec, own, work / "detail")
+        network = yield from train_upsampler(examples, codec, own, work / "detail", device=config.device)
         return _saved(network, work / "detail")
     upsampler = VolumeUNet.from_pretrained(_made(work, "detail") / "network").eval()
     own = replace(config.attributes, loop=replace(config.attributes.loop, minutes=config.minutes))
-    network = yield from train_attributes(examples, codec, upsampler, own, work / "attributes")
+    network = yield from train_attributes(examples, codec, upsampler, own, work / "attributes", device=config.device)
     return _saved(network, work / "attributes")
 
 
