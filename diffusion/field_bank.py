@@ -32,7 +32,7 @@ from splat.progress import Progress
 from splat.sh import to_rgb
 
 FORMAT = "splatsmith field bank 1"
-COLUMNS = ("key", "noun", "name", "split", "licence")
+COLUMNS = ("key", "noun", "name", "split", "licence", "author", "source")
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ class FieldBank:
     names: tuple[str, ...]
     splits: tuple[str, ...]
     licences: tuple[str, ...]
+    authors: tuple[str, ...]
+    sources: tuple[str, ...]
     limit: float
 
     def examples(self, split: str) -> np.ndarray:
@@ -88,9 +90,7 @@ def build_bank(
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for done, (facts, made, recipes, sentences) in enumerate(_in_order(pool, jobs, workers), start=1):
             fields[place : place + len(made)] = made
-            about["objects"].append(
-                {"key": facts.key, "noun": facts.noun, "name": facts.name, "split": facts.split, "licence": facts.licence}
-            )
+            about["objects"].append({k: getattr(facts, k) for k in COLUMNS})
             about["examples"] += [
                 {"object": done - 1, "variant": r, "captions": s} for r, s in zip(recipes, sentences, strict=True)
             ]
@@ -116,10 +116,7 @@ def open_bank(folder: Path) -> FieldBank:
     owners = np.array([e["object"] for e in about["examples"]], dtype=np.int64)
     captions = tuple(tuple(text.row_of[s] for s in e["captions"]) for e in about["examples"])
     variants = tuple(Variant.from_dict(e["variant"]) for e in about["examples"])
-    return FieldBank(
-        fields, text, owners, captions, variants, column["key"], column["noun"], column["name"], column["split"],
-        column["licence"], about["limit"],
-    )  # fmt: skip
+    return FieldBank(fields, text, owners, captions, variants, *(column[k] for k in COLUMNS), about["limit"])
 
 
 def _in_order(pool: ProcessPoolExecutor, jobs, workers: int):

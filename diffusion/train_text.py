@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from diffusion.attribution import attribution
 from diffusion.data.object_set import open_objects, rows_of
 from diffusion.field_bank import BankConfig, FieldBank, build_bank, open_bank
 from diffusion.field_codec import FieldCodec
@@ -181,6 +182,7 @@ def _pack(bank: FieldBank, codec: FieldCodec, work: Path) -> Path:
     networks = {"denoiser": shape.denoiser, "upsampler": detail.upsampler, "attributes": attributes.predictor}
     facts = {"objects": len(learnt), "examples": len(bank.examples("train"))}
     save_text_weights(work / "weights", codec, vocabulary, networks, sorted({bank.licences[i] for i in learnt}), facts)
+    (work / "weights" / "ATTRIBUTION.md").write_text(attribution(bank), encoding="utf-8")
     return work / "weights"
 
 

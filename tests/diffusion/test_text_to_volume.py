@@ -44,10 +44,11 @@ def work(tmp_path_factory):
     """All steps, run in order."""
     folder = tmp_path_factory.mktemp("text")
     things = {
-        "red box": box((200, 30, 30)), "blue box": box((30, 60, 200), (0.6, 1.0, 0.6)), "green plate": box((40, 160, 60), (1.0, 0.2, 0.8)),
+        "red box": box((200, 30, 30)), "blue box": box((30, 60, 200), (0.6, 1.0, 0.6)),
+        "green plate": box((40, 160, 60), (1.0, 0.2, 0.8)),
         "white cross": joined(box((240, 240, 240), (1.0, 0.3, 0.3)), box((240, 240, 240), (0.3, 1.0, 0.3))),
     }  # fmt: skip
-    rows = [{"id": f"own/{n}", "name": n, "group": n.split()[1], "license": "CC0-1.0", "pack": "own"} for n in things]
+    rows = [{"id": f"own/{n}", "name": n, "group": n.split()[1], "license": "CC0-1.0", "author": "A. Maker"} for n in things]
     write_packed(folder / "objects", list(things.values()), rows)
     objects = folder / "objects"
     for step in STEPS:
@@ -112,6 +113,11 @@ def test_settings_that_cannot_be_sampled_are_refused(wrong):
         TextSampleConfig(**wrong)
 
 
+def test_whose_objects_were_learnt_from_is_written_beside_the_weights(work):
+    text = (work / "weights" / "ATTRIBUTION.md").read_text()
+    assert "4 objects, CC0-1.0 (https://creativecommons.org/publicdomain/zero/1.0/)" in text and "- A. Maker: " in text
+
+
 def test_vocabulary_holds_what_was_trained_on(generator, work):
     bank = open_bank(work / "bank")
     learnt = {n for n, s in zip(bank.names, bank.splits, strict=True) if s == "train"}
@@ -141,7 +147,7 @@ def test_weights_that_are_not_whole_are_refused(work, tmp_path, damage):
     else:
         del facts["files"]["upsampler/config.json"]
         about.write_text(json.dumps(facts))
-    with pytest.raises(InputError, match="holds no whole weights.*install splatsmith again"):
+    with pytest.raises(InputError, match=r"holds no whole weights.*install splatsmith again"):
         TextToVolume.load(folder)
 
 
