@@ -27,7 +27,8 @@ class NativeAdam(torch.optim.Adam):
     def step(self) -> None:
         moved = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         gradients = [p.grad.contiguous() for p in moved]
-        arrays = self.arrays_of_next_step(moved, gradients)
+        arrays = self.arrays_of(moved, gradients)
+        self.begin_step(moved, arrays)
         first = self.param_groups[0]
         status = library.load().splatsmith_adam(arrays, len(arrays), *first["betas"], first["eps"], self.threads)
         if status != library.OK:
@@ -35,23 +36,33 @@ class NativeAdam(torch.optim.Adam):
         for parameter in moved:
             torch.autograd.graph.increment_version(parameter)
 
-    def arrays_of_next_step(self, parameters: list[Tensor], gradients: list[Tensor]) -> ctypes.Array:
-        """What the kernel does to these `parameters`, whose step is counted as taken; the caller keeps `gradients` alive."""
-        groups = {id(p): group for group in self.param_groups for p in group["params"]}
-        arrays = []
+    def arrays_of(self, parameters: list[Tensor], gradients: list[Tensor]) -> ctypes.Array:
+        """What the kernel is told of `parameters`, but for the rates; the caller keeps all tensors alive."""
+        groups, arrays = self._groups(), []
         for parameter, gradient in zip(parameters, gradients):
             group, state = groups[id(parameter)], self._state_of(parameter)
-            state["step"] += 1
-            t = float(state["step"])
-            beta1, beta2 = group["betas"]
-            correction, root = 1 - beta1**t, 1 / math.sqrt(1 - beta2**t)
             row = parameter[0].numel() if "head" in group and len(parameter) else 1
-            rates = (group["lr"] / correction, group.get("lr_later", group["lr"]) / correction)
             tensors = (parameter, gradient, state["exp_avg"], state["exp_avg_sq"])
             arrays.append(
-                AdamArray(*map(address, tensors), parameter.numel(), *rates, root, min(group.get("head", 1), row), row)
-            )
+                AdamArray(*map(address, tensors), parameter.numel(), head=min(group.get("head", 1), row), row=row)
+            )  # fmt: skip
         return (AdamArray * len(arrays))(*arrays)
+
+    def begin_step(self, parameters: list[Tensor], arrays: ctypes.Array) -> None:
+        """Counts a step of `parameters` and sets the rates of their `arrays`."""
+        groups = self._groups()
+        for parameter, array in zip(parameters, arrays):
+            group, state = groups[id(parameter)], self.state[parameter]
+            state["step"] += 1
+            t = state["step"].item()
+            beta1, beta2 = group["betas"]
+            correction = 1 - beta1**t
+            array.rate = group["lr"] / correction
+            array.later_rate = group.get("lr_later", group["lr"]) / correction
+            array.root = 1 / math.sqrt(1 - beta2**t)
+
+    def _groups(self) -> dict[int, dict]:
+        return {id(p): group for group in self.param_groups for p in group["params"]}
 
     def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
         state = self.state[parameter]

@@ -178,33 +178,37 @@ void project_backward(const Scene& scene, const View& view, int threads, const C
 
             // Here d = pixel - mean, so d ln(alpha) / d mean = conic d.
             V v_mx = keep(on, a * Sx + b * Sy), v_my = keep(on, b * Sx + cc * Sy);
-            // d ln(alpha) / d conic, as a symmetric matrix; then conic = inverse(cov).
-            V va = -0.5f * Sxx, vb = -0.5f * Sxy, vc = -0.5f * Syy;
-            V v00 = -(a * (a * va + b * vb) + b * (a * vb + b * vc));
-            V v01 = -(a * (b * va + cc * vb) + b * (b * vb + cc * vc));
-            V v11 = -(b * (b * va + cc * vb) + cc * (b * vb + cc * vc));
-            if (view.antialiased) {
-                // ln(opacity) gained half of ln(det_raw / det).
-                V half = 0.5f * G, raw = half / max(p.det_raw, splat(1e-37f)), low = view.low_pass * raw;
-                v00 += (p.cov11 * raw - low) - half * a;
-                v11 += (p.cov00 * raw - low) - half * cc;
-                v01 += -p.cov01 * raw - half * b;
+            // d ln(alpha) / d conic = -S / 2 with the second moments S, and conic = inverse(cov), cov = U U^T + low pass: so
+            // v_U = conic S conic U. Column j of conic U is the adjugate of cov times column j over det; written as a sum over
+            // the other columns, a needle's length does not cancel out of it.
+            V v_U[2][3], v_JW[2][3], v_log_scale[3];
+            V minors[3], det_raw = max(p.det_raw, splat(1e-37f));
+            for (int j = 0; j < 3; ++j) {
+                int n1 = (j + 1) % 3, n2 = (j + 2) % 3;
+                minors[j] = p.U[0][n1] * p.U[1][n2] - p.U[0][n2] * p.U[1][n1];
             }
-            V v_U[2][3], v_JW[2][3];
-            for (int k = 0; k < 3; ++k) {
-                v_U[0][k] = keep(on, 2.0f * (v00 * p.U[0][k] + v01 * p.U[1][k]));
-                v_U[1][k] = keep(on, 2.0f * (v01 * p.U[0][k] + v11 * p.U[1][k]));
-            }
-            V v_log_scale[3], v_R[3][3];
-            for (int k = 0; k < 3; ++k) {
-                V total = V{};
-                for (int j = 0; j < 3; ++j) {
-                    V v = fma(p.JW[0][j], v_U[0][k], p.JW[1][j] * v_U[1][k]) * p.scale[k];
-                    v_R[j][k] = v;
-                    total = fma(v, p.rotation[j][k], total);
+            for (int j = 0; j < 3; ++j) {
+                int n1 = (j + 1) % 3, n2 = (j + 2) % 3;
+                V plain0 = p.U[1][n1] * minors[n2] - p.U[1][n2] * minors[n1];  // without the low pass
+                V plain1 = p.U[0][n2] * minors[n1] - p.U[0][n1] * minors[n2];
+                V c0 = (plain0 + view.low_pass * p.U[0][j]) * rdet, c1 = (plain1 + view.low_pass * p.U[1][j]) * rdet;
+                V s0 = Sxx * c0 + Sxy * c1, s1 = Sxy * c0 + Syy * c1;
+                v_U[0][j] = a * s0 + b * s1, v_U[1][j] = b * s0 + cc * s1;
+                v_log_scale[j] = c0 * s0 + c1 * s1;
+                if (view.antialiased) {
+                    // ln(opacity) gained half of ln(det_raw / det): inverse(U U^T) - conic, again without cancellation.
+                    V scale = G * view.low_pass * rdet, sum = p.cov00 + p.cov11 - view.low_pass;
+                    V squares = minors[n1] * minors[n1] + minors[n2] * minors[n2];
+                    v_U[0][j] += scale * (plain0 * sum / det_raw - p.U[0][j]);
+                    v_U[1][j] += scale * (plain1 * sum / det_raw - p.U[1][j]);
+                    v_log_scale[j] += scale * (squares * sum / det_raw - (p.U[0][j] * p.U[0][j] + p.U[1][j] * p.U[1][j]));
                 }
-                v_log_scale[k] = total;
+                for (V* row : v_U) row[j] = keep(on, row[j]);
+                v_log_scale[j] = keep(on, v_log_scale[j]);
             }
+            V v_R[3][3];
+            for (int k = 0; k < 3; ++k)
+                for (int j = 0; j < 3; ++j) v_R[j][k] = fma(p.JW[0][j], v_U[0][k], p.JW[1][j] * v_U[1][k]) * p.scale[k];
             for (int r = 0; r < 2; ++r)
                 for (int j = 0; j < 3; ++j) {
                     V v = V{};
@@ -288,7 +292,6 @@ void project_backward(const Scene& scene, const View& view, int threads, const C
             };
             for (V& v : v_mean) v = keep(on, v);
             for (V& v : v_quat) v = keep(on, v);
-            for (V& v : v_log_scale) v = keep(on, v);
             v_logit = keep(on, v_logit);
             scatter(v_mean, 3, 3, out.means);
             scatter(v_quat, 4, 4, out.quats);

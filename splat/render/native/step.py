@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -35,8 +35,10 @@ class FusedStep:
     ) -> None:
         self.optimiser = optimiser
         self.weights = (ssim_weight, opacity_weight, scale_weight)
+        self.photo_loss, self.regularisers = ctypes.c_double(), ctypes.c_double()
         self.gradients: list[Tensor] = []
         self.images: list[Tensor] = []
+        self.job, self.job_of = library.Step(), None
 
     @torch.no_grad()
     def __call__(self, splats: Splats, cam_from_world: Tensor, K: Tensor, truth: Tensor, options: RenderOptions) -> StepResult:
@@ -54,34 +56,25 @@ class FusedStep:
             background = as_kernel_input(options.background, "background", (3,))
         lens.cam_from_world, lens.K, lens.background, lens.keep = address(pose), address(K), address(background), True
 
-        leaves = [getattr(splats, f.name) for f in fields(splats)]
-        self._make_room(leaves, height, width)
-        rgb, alpha, depth, means2d, radii, v_rgb = self.images
-        first = self.optimiser.param_groups[0]
-        arrays = self.optimiser.arrays_of_next_step(leaves, self.gradients)
-        photo_loss, regularisers = ctypes.c_double(), ctypes.c_double()
-        ssim_weight, opacity_weight, scale_weight = self.weights
-        job = library.Step(
-            scene=Scene(
-                *map(address, leaves), count=len(splats), terms=splats.sh.shape[1], degree=degree_used(splats, options)
-            ),
-            lens=lens,
-            images=Images(*map(address, (rgb, alpha, depth, means2d, radii))),
-            loss=L1Ssim(
-                image=address(rgb), target=address(truth), gradient=address(v_rgb), loss=ctypes.addressof(photo_loss), batch=1,
-                height=height, width=width, ssim_weight=ssim_weight, threads=lens.threads,
-            ),
-            gradients=Gradients(*map(address, self.gradients)),
-            arrays=ctypes.cast(arrays, ctypes.POINTER(AdamArray)), regularisers=ctypes.pointer(regularisers),
-            beta1=first["betas"][0], beta2=first["betas"][1], eps=first["eps"],
-            opacity_weight=opacity_weight, scale_weight=scale_weight,
-        )  # fmt: skip
+        leaves = [splats.means, splats.quats, splats.log_scales, splats.opacity_logits, splats.sh]
+        state = self.optimiser.state
+        moments = [state[x][key].data_ptr() for x in leaves for key in ("exp_avg", "exp_avg_sq") if x in state]
+        job_of = (height, width, splats.sh.shape, *(x.data_ptr() for x in leaves), *moments)
+        if job_of != self.job_of:  # else the structures are as the last step left them
+            self._prepare(leaves, height, width)
+            self.job_of = job_of if moments else None
+        job = self.job
+        job.lens, job.scene.degree = lens, degree_used(splats, options)
+        job.loss.target, job.loss.threads = address(truth), lens.threads
+        self.optimiser.begin_step(leaves, self.arrays)
         check(library.load().splatsmith_step(job), tuple(leaves))
         for leaf in leaves:
             torch.autograd.graph.increment_version(leaf)
-        return StepResult(rgb, photo_loss.value, photo_loss.value + regularisers.value)
+        photo_loss = self.photo_loss.value
+        return StepResult(self.images[0], photo_loss, photo_loss + self.regularisers.value)
 
-    def _make_room(self, leaves: list[Tensor], height: int, width: int) -> None:
+    def _prepare(self, leaves: list[Tensor], height: int, width: int) -> None:
+        """Memory and structures for these leaves and images of this size."""
         n = len(leaves[0])
         if [g.shape for g in self.gradients] != [x.shape for x in leaves]:
             self.gradients = []  # first given back, so that they are lent again
@@ -90,3 +83,19 @@ class FusedStep:
         if [tuple(x.shape) for x in self.images] != shapes:
             self.images = []
             self.images = [loans.empty(*shape) for shape in shapes]
+        self.arrays = self.optimiser.arrays_of(leaves, self.gradients)
+        *images, v_rgb = map(address, self.images)
+        ssim_weight, opacity_weight, scale_weight = self.weights
+        first = self.optimiser.param_groups[0]
+        self.job = library.Step(
+            scene=Scene(*map(address, leaves), count=n, terms=leaves[4].shape[1]),
+            images=Images(*images),
+            loss=L1Ssim(
+                image=images[0], gradient=v_rgb, loss=ctypes.addressof(self.photo_loss), batch=1, height=height, width=width,
+                ssim_weight=ssim_weight,
+            ),
+            gradients=Gradients(*map(address, self.gradients)),
+            arrays=ctypes.cast(self.arrays, ctypes.POINTER(AdamArray)), regularisers=ctypes.pointer(self.regularisers),
+            beta1=first["betas"][0], beta2=first["betas"][1], eps=first["eps"],
+            opacity_weight=opacity_weight, scale_weight=scale_weight,
+        )  # fmt: skip
