@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = tyro.cli(
         Command,
         prog="splatsmith",
-        description="Photos in, Gaussian splats and a mesh out, on any machine.",
+        description="Photos or a sentence in, Gaussian splats and a mesh out, on any machine.",
         args=argv,
         config=(tyro.conf.FlagCreatePairsOff,),
     )

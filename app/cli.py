@@ -11,7 +11,7 @@ from app.estimate import clock
 from app.result_folder import FULL_DISK, resume_flags
 from splat.errors import BackendUnavailable, InputError, StoppedLate
 
-DONE, BAD_INPUT, STOPPED_LATE, CANCELLED = 0, 2, 4, 130
+DONE, BAD_INPUT, PARTIAL, STOPPED_LATE, CANCELLED = 0, 2, 3, 4, 130
 
 
 def run(command: commands.Command) -> int:
@@ -24,10 +24,8 @@ def run(command: commands.Command) -> int:
     except StoppedLate as error:
         return _failed(str(error), STOPPED_LATE, talk)
     except KeyboardInterrupt:
-        out = getattr(command, "out", None)
-        resumable = out is not None and Path(f"{out}.partial").is_dir()
-        told = f"Cancelled; run again with {resume_flags(out)} to continue." if resumable else "Cancelled."
-        return _failed(told, CANCELLED, talk)
+        flags = _flags_to_continue(command)
+        return _failed(f"Cancelled; run again with {flags} to continue." if flags else "Cancelled.", CANCELLED, talk)
     except BrokenPipeError:  # the reader has gone, after the work was done: `follow` makes it an interrupt before
         stop_talking()
         return DONE
@@ -51,6 +49,20 @@ def photos(options: commands.Photos, talk: Talk) -> int:
     say(_summary(outcome.out, outcome.report), talk)
     emit("done", talk, out=str(outcome.out), skipped=outcome.skipped, report=outcome.report)
     return DONE
+
+
+def text(options: commands.Text, talk: Talk) -> int:
+    from app.text_pipeline import text_to_scenes
+
+    batch = follow(text_to_scenes(options), talk)
+    for outcome in batch.outcomes:
+        say(_object_summary(outcome.out, outcome.report), talk)
+    for out, sentence in batch.failed:
+        complain(f"{out.name} is missing: {sentence}")
+    results = [{"out": str(o.out), "skipped": o.skipped, "report": o.report} for o in batch.outcomes]
+    failed = [{"out": str(out), "message": sentence} for out, sentence in batch.failed]
+    emit("done", talk, out=str(batch.out), results=results, failed=failed)
+    return PARTIAL if batch.failed else DONE
 
 
 def demo(options: commands.Demo, talk: Talk) -> int:
@@ -97,6 +109,15 @@ def evaluate(options: commands.Eval, talk: Talk) -> int:
     return DONE
 
 
+def train(options: commands.Train, talk: Talk) -> int:
+    from app.train import train
+
+    made = follow(train(options), talk)
+    say(f"{made} written", talk)
+    emit("done", talk, out=str(made))
+    return DONE
+
+
 def info(options: commands.Info, talk: Talk) -> int:
     from app.info import facts
 
@@ -115,14 +136,27 @@ def ui(options: commands.Ui, talk: Talk) -> int:
 
 _COMMANDS = {
     commands.Photos: photos,
+    commands.Text: text,
     commands.Demo: demo,
     commands.Export: export,
     commands.Render: render,
     commands.Check: check,
     commands.Eval: evaluate,
+    commands.Train: train,
     commands.Info: info,
     commands.Ui: ui,
 }
+
+
+def _flags_to_continue(command: commands.Command) -> str:
+    """The options that continue what `command` left unfinished; "" when it left nothing."""
+    out = getattr(command, "out", None)
+    if out is None:
+        return ""
+    if isinstance(command, commands.Text):
+        unfinished = out.is_dir() and any(path.is_dir() for path in out.glob("*.partial"))
+        return ("--overwrite --resume" if command.overwrite else "--resume") if unfinished else ""
+    return resume_flags(out) if Path(f"{out}.partial").is_dir() else ""
 
 
 def _talk(command: commands.Command) -> Talk:
@@ -146,6 +180,14 @@ def _summary(out: Path, report: dict) -> str:
     for name, quality in report["metrics"].items():
         if quality is not None:
             parts.append(f"{name} {quality['psnr']:.2f} dB / SSIM {quality['ssim']:.3f}")
+    parts.append(clock(sum(stage["seconds"] for stage in report["stages"])))
+    return ", ".join(parts)
+
+
+def _object_summary(out: Path, report: dict) -> str:
+    parts = [f"{out}: {report['gaussians']:,} Gaussians, {report['mesh_faces']:,} triangles"]
+    if len(report["text"]["candidates"]) > 1:
+        parts.append(f"best of {len(report['text']['candidates'])}")
     parts.append(clock(sum(stage["seconds"] for stage in report["stages"])))
     return ", ".join(parts)
 

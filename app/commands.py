@@ -11,6 +11,9 @@ from tyro.conf import Positional, arg, subcommand
 from app.presets import PresetName
 
 
+TrainStep = Literal["text-volumes", "text-bank", "text-shape", "text-detail", "text-attributes", "text-pack"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Output:
     """How a command talks."""
@@ -78,6 +81,35 @@ class Photos(Job):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Text(Job):
+    """Sentences in, an object for each out: splats, a mesh, a turntable and a report."""
+
+    sentences: Annotated[Positional[tuple[str, ...]], arg(metavar="PROMPTS")] = ()
+    """What to make, each in quotes: "a red armchair" "a wooden table"."""
+    out: Path
+    """Folder of the results, which are OUT/PROMPT-SEED; work in progress lives beside them in OUT/PROMPT-SEED.partial."""
+    prompts: Annotated[Path | None, arg(metavar="FILE")] = None
+    """More prompts from a UTF-8 text file, one a line; blank lines and lines that begin with # are skipped."""
+    variations: int = 1
+    """Objects for each prompt; their seeds are --seed, --seed + 1 and so on."""
+    candidates: int | None = None
+    """Tries for each object, of which the one that agrees best with the words and is cleanest is kept; the preset decides
+    by default."""
+    steps: int | None = None
+    """Network calls of the diffusion; the preset decides by default."""
+    guidance: float | None = None
+    """How closely to follow the words: 1 is plain, more is closer and less varied; by default what suits the weights."""
+    weights: Path | None = None
+    """Folder of a trained text-to-3D model; by default the one that comes with splatsmith."""
+    resume: bool = False
+    """Leave complete results as they are and continue the rest, unless --overwrite is given too."""
+    overwrite: bool = False
+    """Replace complete results, each once its new one is complete."""
+    compact: bool = False
+    """Drop state/ from the results, which holds the generated volume."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Demo(Job):
     """The main job on the bundled example photos."""
 
@@ -141,6 +173,28 @@ class Eval(Machine):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Train(Machine):
+    """Rebuild the weights of text to 3-D from a folder of objects, step by step; each step can be cut and run again."""
+
+    step: Annotated[Positional[TrainStep], arg(metavar="STEP")]
+    """text-volumes, text-bank, text-shape, text-detail, text-attributes, text-pack, in this order."""
+    work: Positional[Path]
+    """Folder of everything that training makes; the weights come to WORK/weights."""
+    objects: Path | None = None
+    """Objects to learn from, for the first two steps: a folder of .glb, .obj or .ply files, or a packed set."""
+    minutes: float = 0
+    """End this sitting after so many minutes, and save; 0 trains to the end."""
+    steps: int | None = None
+    """Optimiser steps of a network, over all sittings; each network has its own default."""
+    workers: int = 1
+    """Objects at a time, in the first two steps."""
+    presumed_licences: bool = False
+    """Learn also from objects whose licence is missing or only presumed."""
+    seed: int = 0
+    """Seed of everything random."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Info(Output):
     """Device, renderers, weights with their licences, versions."""
 
@@ -157,11 +211,13 @@ class Ui(Machine):
 
 Command = (
     Annotated[Photos, subcommand("photos", prefix_name=False)]
+    | Annotated[Text, subcommand("text", prefix_name=False)]
     | Annotated[Demo, subcommand("demo", prefix_name=False)]
     | Annotated[Export, subcommand("export", prefix_name=False)]
     | Annotated[Render, subcommand("render", prefix_name=False)]
     | Annotated[Check, subcommand("check", prefix_name=False)]
     | Annotated[Eval, subcommand("eval", prefix_name=False)]
+    | Annotated[Train, subcommand("train", prefix_name=False)]
     | Annotated[Info, subcommand("info", prefix_name=False)]
     | Annotated[Ui, subcommand("ui", prefix_name=False)]
 )

@@ -116,6 +116,12 @@ class _Live:
         if event.stage in ("estimate", "notice"):  # sentences, not work
             self.bars.console.print(event.note)
             return
+        if event.stage == "object":  # the next of several: its stages begin anew
+            for task in self.tasks.values():
+                self.bars.remove_task(task)
+            self.tasks.clear()
+            self.bars.console.print(f"{event.step} of {event.total}: {event.note}")
+            return
         if event.stage not in self.tasks:
             for task in self.tasks.values():
                 self.bars.stop_task(task)
@@ -133,6 +139,10 @@ class _PlainLines:
         now = time.monotonic()
         if event.stage in ("estimate", "notice"):  # sentences, not work
             complain(event.note)
+            return
+        if event.stage == "object":  # the next of several: its stages begin anew
+            self.stage = ""
+            complain(f"{event.step} of {event.total}: {event.note}")
             return
         fresh = event.stage != self.stage
         if fresh:

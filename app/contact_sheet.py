@@ -1,4 +1,4 @@
-"""preview.png: photos beside renders, and frames of the turntable, on one page."""
+"""preview.png: photos beside renders, frames of the turntable, or all sides of an object, on one page."""
 
 from __future__ import annotations
 
@@ -37,6 +37,15 @@ def contact_sheet(pairs: Sequence[Pair], orbit: Sequence[Tensor]) -> Tensor:
     if orbit:
         chosen = [orbit[i * len(orbit) // min(len(orbit), 6)] for i in range(min(len(orbit), 6))]
         rows.append([("turntable" if i == 0 else "", frame) for i, frame in enumerate(chosen)])
+    return _page(rows)
+
+
+def object_sheet(rows: Sequence[tuple[str, Sequence[Tensor]]]) -> Tensor:
+    """Rows of pictures [H, W, 3] of one object, each row under its label: [H, W, 3] sRGB in [0, 1]."""
+    return _page([[(label if i == 0 else "", picture) for i, picture in enumerate(row)] for label, row in rows])
+
+
+def _page(rows: Sequence[Sequence[tuple[str, Tensor]]]) -> Tensor:
     strips = [_strip(row) for row in rows]
     page = Image.new("RGB", (PAGE_WIDTH, sum(s.height for s in strips) + GAP), PAPER)
     top = 0

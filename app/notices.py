@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from types import TracebackType
 
-LIBRARY = ("splat", "recon")  # their loggers speak at warning level of fallbacks
+LIBRARY = ("splat", "recon", "diffusion")  # their loggers speak at warning level of fallbacks
 
 
 class Notices(logging.Handler):

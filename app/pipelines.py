@@ -10,44 +10,32 @@ import hashlib
 import importlib.metadata
 import json
 import math
-import shutil
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from app.commands import Photos
 from app.estimate import BYTES_BASE, BYTES_PER_PIXEL, Estimate, decodable_pixels, estimate_photos, memory_budget
-from app.machine import Place, colour, is_out_of_memory, pick_place
+from app.jobs import Outcome, check_disk, costs_so_far, late_errors, meshed, noted
+from app.machine import Place, colour, pick_place
 from app.notices import Notices
 from app.presets import PRESETS, Preset
 from app.report import InputFile, Licence, Report, read_report, write_report
 from app.result_folder import WorkFolder, begin, check_out, disk_errors_as_sentences, write_atomic
 from app.saved_stages import load_stage, save_stage
-from app.stopwatch import StageCost, Stopwatch
-from splat.errors import BackendUnavailable, InputError, StoppedLate
+from app.stopwatch import Stopwatch
+from splat.errors import InputError
 from splat.progress import Progress
-
-if TYPE_CHECKING:
-    from splat.mesh import Mesh
 
 T = TypeVar("T")
 
+REMEDY = "use --preset draft, a smaller --max-side or fewer photos"
 # Options that say where and how loudly a job runs, not what it computes; a resumed run may change them.
 FREE_OPTIONS = {"out", "threads", "resume", "overwrite", "compact", "quiet", "json", "inputs", "masks", "poses"}
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A finished result."""
-
-    out: Path
-    report: dict[str, Any]  # what report.json holds
-    skipped: bool = False  # it was complete already and --resume left it
 
 
 @dataclass(frozen=True)
@@ -95,13 +83,13 @@ def _planned(options: Photos, watch: Stopwatch, notices: Notices) -> Generator[P
     values = {"seconds": plan.estimate.seconds, "memory": plan.estimate.memory}
     yield Progress("estimate", 1, 1, plan.estimate.sentence(what), values=values)
     work = begin(out, plan.job, resume=options.resume)
-    watch.go_on_from(_costs_so_far(work))
+    watch.go_on_from(costs_so_far(work))
     # The photos go to the work alone, which drops them when the poses are known: many large ones fill gigabytes.
     job = _photos_work(dataclasses.replace(plan, photos=()), plan.photos, work, watch, notices)
     del plan
     try:
-        with disk_errors_as_sentences(out), _late():
-            return (yield from _noted(job, watch, notices))
+        with disk_errors_as_sentences(out), late_errors(REMEDY):
+            return (yield from noted(job, watch, notices))
     finally:
         work.close()
 
@@ -163,7 +151,7 @@ def plan_photos(options: Photos) -> Plan:
             f"--memory-budget {options.memory_budget} is too small for {len(found.photos)} photos of this size; "
             f"give at least {least:.1f}GB or fewer photos."
         )
-    _check_disk(Path(options.out), estimate.disk)
+    check_disk(Path(options.out), estimate.disk)
     return Plan(
         options=options,
         photos=found.photos,
@@ -240,7 +228,7 @@ def _photos_work(
     )
     splats = fitted.splats.to(place.device)
     masks = [v.masks for v in scene.train]
-    mesh, no_mesh = yield from saved("mesh", _meshed(lambda: extract_mesh(splats, fitted.cameras, mesh_config, masks)))
+    mesh, no_mesh = yield from saved("mesh", meshed(lambda: extract_mesh(splats, fitted.cameras, mesh_config, masks)))
     notices.add(*no_mesh)
     posed = [dataclasses.replace(v, cameras=c) for v, c in zip(scene.train, fitted.cameras)]
     train_quality, train_pairs = yield from _measured(splats, posed, background, fitted.exposures, place)
@@ -332,17 +320,6 @@ def _measured(splats, views, background, exposures, place) -> Generator[Progress
     return (yield from measure(splats, views, background, exposures, place.threads))
 
 
-def _meshed(extract: Callable[[], Mesh]) -> Generator[Progress, None, tuple[Mesh | None, tuple[str, ...]]]:
-    """The mesh, or the sentence why the splats show no surface: they are a result without it."""
-    yield Progress("mesh", 0, 1)
-    try:
-        mesh, reasons = extract(), ()
-    except StoppedLate as error:
-        mesh, reasons = None, (f"There is no mesh: {error}",)
-    yield Progress("mesh", 1, 1, f"{len(mesh.faces):,} triangles" if mesh else "no surface found")
-    return mesh, reasons
-
-
 def _write_pictures(plan: Plan, folder: Path, splats, cameras, pairs) -> Generator[Progress, None, None]:
     from app.contact_sheet import contact_sheet
     from app.turntable import render_frames, suited_path, video
@@ -382,7 +359,7 @@ def _licences(facts: dict[str, float]) -> list[Licence]:
     """Of the weights that had a part in the result; the pose solver says whether it needed its networks."""
     from app.info import weights
 
-    return [Licence(w.name, w.licence) for w in weights()] if facts.get("xfeat") else []
+    return [Licence(w.name, w.licence) for w in weights() if w.command == "photos"] if facts.get("xfeat") else []
 
 
 def _job(options: Photos, photos: tuple, place: Place) -> dict[str, Any]:
@@ -404,49 +381,3 @@ def _job(options: Photos, photos: tuple, place: Place) -> dict[str, Any]:
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _check_disk(out: Path, needed: float) -> None:
-    folder = next((p for p in out.absolute().parents if p.is_dir()), None)
-    if folder is not None and shutil.disk_usage(folder).free < needed:
-        free = shutil.disk_usage(folder).free
-        raise InputError(
-            f"{folder} has {free / 1e6:.0f} MB free and the job needs about {needed / 1e6:.0f} MB; make room first."
-        )
-
-
-def _costs_so_far(work: WorkFolder) -> list[StageCost]:
-    path = work.state / "costs.json"
-    try:
-        return [StageCost(**cost) for cost in json.loads(path.read_text())] if path.exists() else []
-    except (ValueError, TypeError):  # only figures for the report
-        return []
-
-
-def _noted(job: Generator[Progress, None, T], watch: Stopwatch, notices: Notices) -> Generator[Progress, None, T]:
-    """`job`, with every event shown to the stopwatch, and new notices as events between."""
-    try:
-        while True:
-            try:
-                event = next(job)
-            except StopIteration as end:
-                return end.value
-            watch.note(event)
-            for sentence in notices.unsaid():
-                yield Progress("notice", 1, 1, sentence)
-            yield event
-    finally:
-        job.close()
-
-
-@contextmanager
-def _late() -> Iterator[None]:
-    """Errors after work began: the same sentence, but the state is kept and the status is another."""
-    try:
-        yield
-    except (InputError, BackendUnavailable) as error:
-        raise StoppedLate(str(error)) from error
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise StoppedLate("The machine ran out of memory; use --preset draft, a smaller --max-side or fewer photos.") from error

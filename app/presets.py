@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from diffusion.text_config import TextSampleConfig
+
 PresetName = Literal["draft", "standard", "quality"]
 
 
@@ -50,6 +52,54 @@ PRESETS: dict[PresetName, Preset] = {
         max_gaussians=500_000,
         sh_degree=3,
         mesh_faces=300_000,
+        turntable_side=1024,
+        turntable_frames=120,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class TextPreset:
+    """One trade between time and quality for the text job, for each object."""
+
+    candidates: int  # tries, of which the best is kept
+    steps: int  # network calls of the diffusion
+    mesh_views: int  # pictures from all round whose depth becomes the mesh
+    mesh_side: int  # px of those pictures, square
+    mesh_resolution: int  # voxels along the longest side
+    mesh_faces: int  # the mesh is simplified to about this many triangles
+    turntable_side: int  # px, square
+    turntable_frames: int
+
+
+TEXT_PRESETS: dict[PresetName, TextPreset] = {
+    "draft": TextPreset(
+        candidates=1,
+        steps=8,
+        mesh_views=24,
+        mesh_side=192,
+        mesh_resolution=112,
+        mesh_faces=20_000,
+        turntable_side=320,
+        turntable_frames=36,
+    ),
+    "standard": TextPreset(
+        candidates=4,
+        steps=TextSampleConfig.steps,
+        mesh_views=32,
+        mesh_side=288,
+        mesh_resolution=160,
+        mesh_faces=80_000,
+        turntable_side=512,
+        turntable_frames=72,
+    ),
+    "quality": TextPreset(
+        candidates=16,
+        steps=25,
+        mesh_views=48,
+        mesh_side=448,
+        mesh_resolution=224,
+        mesh_faces=150_000,
         turntable_side=1024,
         turntable_frames=120,
     ),

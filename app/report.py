@@ -16,7 +16,17 @@ from splat.errors import InputError
 from splat.similarity import Similarity
 
 FRAME = "right-handed, +Y up, front towards +Z"
-VERSIONS_OF = ("splatsmith", "torch", "numpy", "pycolmap", "open3d", "gsplat", "kornia", "opencv-python-headless")
+VERSIONS_OF = (
+    "splatsmith",
+    "torch",
+    "numpy",
+    "pycolmap",
+    "open3d",
+    "gsplat",
+    "kornia",
+    "opencv-python-headless",
+    "transformers",
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,7 @@ class Report:
     licences: list[Licence] = field(default_factory=list)
     mesh_faces: int = 0
     facts: dict[str, float] = field(default_factory=dict)  # the pose solver's own figures
+    text: dict[str, Any] | None = None  # of the text job: the prompt and what was measured on its candidates
 
     def to_json(self) -> dict[str, Any]:
         plain = asdict(self) | {
@@ -77,6 +88,8 @@ class Report:
             },
         }
         del plain["train"], plain["holdout"]
+        if self.text is None:
+            del plain["text"]
         return plain
 
 

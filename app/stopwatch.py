@@ -22,9 +22,9 @@ class StageCost:
 class Stopwatch:
     """`note` every event. Time up to an event belongs to its stage, except that an event at step 0 opens its stage."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: str = "photos") -> None:
         self.costs: dict[str, StageCost] = {}
-        self._stage = "photos"
+        self._stage = first
         self._process = psutil.Process()
         self._since, self._cpu_since = time.monotonic(), self._cpu_seconds()
         self._peak = 0.0

@@ -291,7 +291,7 @@ def save_volume(path: Path, volume: SplatVolume, dtype: torch.dtype = torch.floa
 
     float16 halves the file. Raises InputError for values that are not finite.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     rows = volume.features.movedim(1, -1).flatten(0, 3).detach().cpu()  # [B R R R, 13]
     check_finite(rows, f"the volume for {Path(path).name}")
@@ -302,7 +302,7 @@ def save_volume(path: Path, volume: SplatVolume, dtype: torch.dtype = torch.floa
     }  # fmt: skip
     tensors = {"nodes": nodes.int(), "features": rows[nodes].to(dtype).contiguous()}
     with atomically(Path(path)) as temporary:
-        save_file(tensors, str(temporary), metadata={"volume": json.dumps(about)})
+        temporary.write_bytes(save(tensors, metadata={"volume": json.dumps(about)}))  # `save_file` hides what the disk says
 
 
 def load_volume(path: Path) -> tuple[SplatVolume, dict]:

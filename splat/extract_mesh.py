@@ -20,9 +20,11 @@ from splat.errors import StoppedLate
 from splat.gaussians import Splats
 from splat.mesh import Mesh
 from splat.open3d_import import open3d
-from splat.render import render
+from splat.render import RenderOptions, render
 
 log = logging.getLogger(__name__)
+
+CLEAR = 0.05  # opacity below which a pixel shows that its ray is empty
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class MeshConfig:
     truncation: float = 5.0  # voxels over which depth maps of one surface are averaged
     reach: float = 0.75  # radius of the meshed region round the subject, in distances of the cameras from it
     min_part: float = 0.02  # connected parts with fewer triangles than this fraction of the largest are dropped
+    low_pass: float = 0.3  # px^2 added to each Gaussian's picture, as in a viewer; more thickens what is thinner than a pixel
+    carve: bool = False  # where a view shows nothing there is nothing: for an object on its own, seen from all round
 
 
 def extract_mesh(
@@ -56,22 +60,24 @@ def extract_mesh(
     config = config or MeshConfig()
     masks = [None] * len(cameras) if masks is None else masks
     views = []  # (camera, depth [H, W] with 0 where there is no surface, rgb [H, W, 3]) on the CPU
+    empty = []  # [H, W] where a view sees through the scene, or None
     for batch, mask in zip(cameras, masks, strict=True):
         for i in range(len(batch)):
-            depth, rgb = surface_depth(splats, batch[i], config)
+            depth, rgb, alpha = surface_depth(splats, batch[i], config)
             hidden = torch.zeros_like(depth, dtype=torch.bool) if mask is None else mask[i].to(depth.device) < 0.5
             views.append((batch[i].to("cpu"), depth.masked_fill(hidden, 0).cpu(), rgb.cpu()))
+            empty.append(((alpha < CLEAR) & ~hidden).cpu() if config.carve else None)
     views = _undenied(views, config)
     low, high, footprint = _region(views, config)
     voxel = max(float((high - low).max()) / config.resolution, 0.75 * footprint)
-    mesh = _fused(views, low, high, voxel, config)
+    mesh = _fused(views, empty, low, high, voxel, config)
     mesh = _without_crumbs(mesh, config.min_part)
     return _simplified(mesh, config.max_faces)
 
 
 @torch.no_grad()
-def surface_depth(splats: Splats, camera: Cameras, config: MeshConfig) -> tuple[Tensor, Tensor]:
-    """One camera -> depth [H, W] of the visible surface, world units, 0 where it is unclear, and rgb [H, W, 3].
+def surface_depth(splats: Splats, camera: Cameras, config: MeshConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """One camera -> depth [H, W] of the visible surface, world units, 0 where it is unclear, rgb [H, W, 3], alpha [H, W].
 
     Each pixel's blend is a distribution of weight over depth. Its first three moments, blended in place of the colours,
     tell its spread and its lean: a thin blend gets its median; a deep one is read as two layers (the two-point Gauss
@@ -81,14 +87,16 @@ def surface_depth(splats: Splats, camera: Cameras, config: MeshConfig) -> tuple[
     z = splats.means @ camera.cam_from_world[0, 2, :3] + camera.cam_from_world[0, 2, 3]  # [N]
     in_front = z[z > 0]
     if not len(in_front):
-        return splats.means.new_zeros(camera.height, camera.width), splats.means.new_zeros(camera.height, camera.width, 3)
+        nothing = splats.means.new_zeros(camera.height, camera.width)
+        return nothing, nothing[..., None].repeat(1, 1, 3), nothing
     # Depth as t in [0, 1), fine at the scene's own distance however far its background is; medians survive the change.
     scale = in_front.median()
     t = z.clamp_min(0) / (z.clamp_min(0) + scale)
     moments = torch.stack([t, t**2, t**3], dim=-1)
-    drawn = render(splats, camera)
+    options = RenderOptions(low_pass=config.low_pass)
+    drawn = render(splats, camera, options)
     carrier = replace(splats, sh=harmonics.from_rgb(moments)[:, None])
-    weighted = render(carrier, camera)
+    weighted = render(carrier, camera, options)
     alpha = weighted.alpha[0]
     first, second, third = (weighted.rgb[0].double() / alpha.double().clamp_min(1e-6)[..., None]).unbind(-1)
     variance = (second - first**2).clamp_min(1e-9)
@@ -106,7 +114,8 @@ def surface_depth(splats: Splats, camera: Cameras, config: MeshConfig) -> tuple[
     chosen = torch.where(thin, median, layer).clamp(1e-4, 1 - 1e-4)
     depth = scale * chosen / (1 - chosen)
     seen = (alpha > config.min_alpha) & (thin | clear)
-    return torch.where(seen, depth, 0).to(splats.means.dtype), drawn.rgb[0] / drawn.alpha[0, ..., None].clamp_min(1e-6)
+    rgb = drawn.rgb[0] / drawn.alpha[0, ..., None].clamp_min(1e-6)
+    return torch.where(seen, depth, 0).to(splats.means.dtype), rgb, alpha
 
 
 def _points(camera: Cameras, depth: Tensor) -> Tensor:
@@ -172,8 +181,8 @@ def _region(views: list, config: MeshConfig) -> tuple[Tensor, Tensor, float]:
     return low - margin, high + margin, float(footprints[near].median())
 
 
-def _fused(views: list, low: Tensor, high: Tensor, voxel: float, config: MeshConfig) -> Mesh:
-    """Integrate every view's depth inside the box and draw the zero level."""
+def _fused(views: list, empty: list, low: Tensor, high: Tensor, voxel: float, config: MeshConfig) -> Mesh:
+    """Integrate every view's depth inside the box, and the empty rays where they are given, and draw the zero level."""
     o3d = open3d()
     core = o3d.core
     one_float, three_floats = core.SizeVector((1,)), core.SizeVector((3,))
@@ -198,6 +207,8 @@ def _fused(views: list, low: Tensor, high: Tensor, voxel: float, config: MeshCon
         limits = (1.0, float(kept.max()) * 1.01, config.truncation)  # units of the depth, farthest, truncation in voxels
         blocks = grid.compute_unique_block_coordinates(picture, K, pose, *limits)
         grid.integrate(blocks, picture, colour, K, K, pose, *limits)
+    if config.carve:
+        _carve(grid, views, empty, config)
     surface = grid.extract_triangle_mesh(weight_threshold=0.5)  # one view is enough
     if "indices" not in surface.triangle or not len(surface.triangle.indices):
         raise StoppedLate("The depth of the splats does not agree between views, so no mesh can be made; fit longer.")
@@ -206,6 +217,27 @@ def _fused(views: list, low: Tensor, high: Tensor, voxel: float, config: MeshCon
         torch.from_numpy(surface.triangle.indices.numpy().astype(np.int64)),
         torch.from_numpy(surface.vertex.colors.numpy().astype(np.float32).clip(0, 1)),
     )
+
+
+def _carve(grid, views: list, empty: list, config: MeshConfig) -> None:
+    """Count the empty rays of every view as views of what lies before the surface: truncation would thicken all edges.
+
+    The colours stay as they are, for empty rays have none.
+    """
+    o3d = open3d()
+    core = o3d.core
+    blocks = grid.hashmap().key_tensor()[grid.hashmap().active_buf_indices().to(core.int64)]
+    rows, _ = grid.hashmap().find(blocks)  # before the grid grows, which moves them
+    colours = grid.attribute("color")[rows.to(core.int64)].clone()
+    far = 10 * max(float(depth.max()) for _, depth, _ in views)  # behind all that the grid holds
+    for (camera, depth, _), clear in zip(views, empty, strict=True):
+        picture = o3d.t.geometry.Image(core.Tensor(torch.where(clear, far, 0.0).float().contiguous().numpy()))
+        grey = o3d.t.geometry.Image(core.Tensor(np.zeros((*depth.shape, 3), np.float32)))
+        K = core.Tensor(camera.K[0].double().numpy())
+        pose = core.Tensor(camera.cam_from_world[0].double().numpy())
+        grid.integrate(blocks, picture, grey, K, K, pose, 1.0, far * 1.01, config.truncation)
+    rows, _ = grid.hashmap().find(blocks)
+    grid.attribute("color")[rows.to(core.int64)] = colours
 
 
 def _without_crumbs(mesh: Mesh, min_part: float) -> Mesh:

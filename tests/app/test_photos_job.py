@@ -152,7 +152,7 @@ def test_a_disk_that_is_nearly_full_is_found_before_work(capture, tmp_path, monk
     import shutil
 
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr("app.pipelines.shutil.disk_usage", lambda path: usage._replace(free=1_000_000))
+    monkeypatch.setattr("app.jobs.shutil.disk_usage", lambda path: usage._replace(free=1_000_000))
     status = entry.main(["photos", str(capture.photos), "--poses", str(capture.poses), "--out", str(tmp_path / "R"), *QUICK])
     assert status == 2 and "1 MB free" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -100,7 +101,7 @@ def camera(distance: float = 2.0) -> Cameras:
 
 
 def test_depth_of_one_wall_is_its_distance():
-    depth, rgb = surface_depth(wall(0.25, 1.2, (0.2, 0.4, 0.6)), camera(), MeshConfig())
+    depth, rgb, _ = surface_depth(wall(0.25, 1.2, (0.2, 0.4, 0.6)), camera(), MeshConfig())
     inside = depth[10:-10, 10:-10]
     assert torch.allclose(inside, torch.full_like(inside, 1.75), rtol=2e-3)
     assert torch.allclose(rgb[30, 40], torch.tensor([0.2, 0.4, 0.6]), atol=0.01)
@@ -110,7 +111,7 @@ def test_depth_of_one_wall_is_its_distance():
 def test_veil_before_a_wall_does_not_bend_the_depth(opacity, expected):
     """A faint veil is ignored and a dense one is the surface; the mean of the two never is."""
     splats = Splats.cat([wall(0.5, 1.2, (1.0, 0, 0), opacity), wall(-0.5, 2.0, (0.0, 0, 1))])
-    depth, _ = surface_depth(splats, camera(), MeshConfig())
+    depth, _, _ = surface_depth(splats, camera(), MeshConfig())
     middle = depth[20:-20, 20:-20]
     assert (middle > 0).float().mean() > 0.8
     assert (middle[middle > 0] - expected).abs().median() < 0.03
@@ -121,7 +122,7 @@ def test_undecided_blend_shows_no_surface():
     splats = Splats.cat([wall(0.5, 1.2, (1.0, 0, 0), 0.12), wall(-0.5, 2.0, (0.0, 0, 1))])
     alpha_of_veil = 1 - _transmittance(wall(0.5, 1.2, (1.0, 0, 0), 0.12))
     assert 0.4 < alpha_of_veil < 0.6
-    depth, _ = surface_depth(splats, camera(), MeshConfig())
+    depth, _, _ = surface_depth(splats, camera(), MeshConfig())
     assert (depth[20:-20, 20:-20] == 0).float().mean() > 0.9
 
 
@@ -146,6 +147,40 @@ def test_crumbs_go_and_the_far_background_stays_out():
     far = wall(-30.0, 40.0, (0.1, 0.9, 0.1), step=2.0)
     mesh = extract_mesh(Splats.cat([sphere(), crumb, far]), all_round(), SMALL)
     assert mesh.vertices.norm(dim=1).max() < 0.6
+
+
+def rod(opacity: float) -> Splats:
+    """Black, upright at x = 0.3 from y = -0.5 to 0.5, a fifth of a pixel thick, beside a ball."""
+    y = torch.linspace(-0.5, 0.5, 101)
+    points = torch.stack([torch.full_like(y, 0.3), y, torch.zeros_like(y)], dim=-1)
+    thin = flat_splats(points, torch.tensor([[0.0, 0, 1]]).expand(101, 3), torch.zeros(101, 3), 0.0025, opacity)
+    log_scales = torch.tensor([0.0025, 0.01, 0.0025]).log().expand(101, 3)
+    quats = torch.tensor([[1.0, 0, 0, 0]]).expand(101, 4)
+    return Splats.cat([dataclasses.replace(thin, log_scales=log_scales, quats=quats), sphere(0.15, 800, (-0.2, 0.0, 0.0))])
+
+
+def test_what_is_thinner_than_a_pixel_survives_a_wider_low_pass():
+    def height(low_pass: float) -> float:
+        config = dataclasses.replace(SMALL, low_pass=low_pass, min_part=0.0)
+        vertices = extract_mesh(rod(0.15), all_round(), config).vertices
+        return len(vertices[vertices[:, 0] > 0.2, 1].mul(40).floor().unique()) / 40  # slices of the rod that have a surface
+
+    assert height(2.0) > 0.85
+    assert height(0.3) < 0.3
+
+
+def test_carving_keeps_a_rod_as_thin_as_its_pictures():
+    """Behind the edges of a picture truncation leaves surface that other pictures see is not there."""
+
+    def found(carve: bool) -> tuple[float, torch.Tensor, torch.Tensor]:
+        mesh = extract_mesh(rod(0.97), all_round(), dataclasses.replace(SMALL, carve=carve, min_part=0.0))
+        at_rod = mesh.vertices[:, 0] > 0.1
+        radius = (mesh.vertices[at_rod][:, [0, 2]] - torch.tensor([0.3, 0.0])).norm(dim=-1)
+        return float(radius.max()), mesh.colors[at_rod], mesh.colors[~at_rod]
+
+    radius, at_rod, at_ball = found(carve=True)
+    assert radius < 0.035 and found(carve=False)[0] > 0.06
+    assert at_rod.mean() < 0.01 and at_ball.mean() > 0.4  # empty rays have no colour
 
 
 def test_empty_and_out_of_sight_scenes_stop_with_a_sentence():

@@ -1,0 +1,94 @@
+"""What the jobs that make result folders share: their outcome, their clocks, and how late errors are told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from app.machine import is_out_of_memory
+from app.notices import Notices
+from app.result_folder import WorkFolder
+from app.stopwatch import StageCost, Stopwatch
+from splat.errors import BackendUnavailable, InputError, StoppedLate
+from splat.progress import Progress
+
+if TYPE_CHECKING:
+    from splat.mesh import Mesh
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished result."""
+
+    out: Path
+    report: dict[str, Any]  # what report.json holds
+    skipped: bool = False  # it was complete already and --resume left it
+
+
+def meshed(extract: Callable[[], Mesh]) -> Generator[Progress, None, tuple[Mesh | None, tuple[str, ...]]]:
+    """The mesh, or the sentence why the splats show no surface: they are a result without it."""
+    yield Progress("mesh", 0, 1)
+    try:
+        mesh, reasons = extract(), ()
+    except StoppedLate as error:
+        mesh, reasons = None, (f"There is no mesh: {error}",)
+    yield Progress("mesh", 1, 1, f"{len(mesh.faces):,} triangles" if mesh else "no surface found")
+    return mesh, reasons
+
+
+def check_disk(out: Path, needed: float) -> None:
+    """Raises `InputError` where the disk that will hold `out` has less than `needed` bytes free."""
+    folder = next((p for p in out.absolute().parents if p.is_dir()), None)
+    if folder is not None and shutil.disk_usage(folder).free < needed:
+        free = shutil.disk_usage(folder).free
+        raise InputError(
+            f"{folder} has {free / 1e6:.0f} MB free and the job needs about {needed / 1e6:.0f} MB; make room first."
+        )
+
+
+def costs_so_far(work: WorkFolder) -> list[StageCost]:
+    """What an earlier part of the same job has booked."""
+    path = work.state / "costs.json"
+    try:
+        return [StageCost(**cost) for cost in json.loads(path.read_text())] if path.exists() else []
+    except (ValueError, TypeError):  # only figures for the report
+        return []
+
+
+def noted(job: Generator[Progress, None, T], watch: Stopwatch, notices: Notices) -> Generator[Progress, None, T]:
+    """`job`, with every event shown to the stopwatch, and new notices as events between."""
+    try:
+        while True:
+            try:
+                event = next(job)
+            except StopIteration as end:
+                return end.value
+            watch.note(event)
+            for sentence in notices.unsaid():
+                yield Progress("notice", 1, 1, sentence)
+            yield event
+    finally:
+        job.close()
+
+
+@contextmanager
+def late_errors(remedy: str) -> Iterator[None]:
+    """Errors after work began: the same sentence, but the state is kept and the status is another.
+
+    `remedy` ends the sentence about a lack of memory: "use ..., or fewer ...".
+    """
+    try:
+        yield
+    except (InputError, BackendUnavailable) as error:
+        raise StoppedLate(str(error)) from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise StoppedLate(f"The machine ran out of memory; {remedy}.") from error
