@@ -10,6 +10,7 @@
 #include "adam.h"
 #include "scene.h"
 #include "ssim.h"
+#include "step.h"
 
 using namespace splatsmith;
 
@@ -19,6 +20,7 @@ int32_t splatsmith_backward(void*, const Scene*, const Lens*, const Images*, con
 void splatsmith_release(void*);
 int32_t splatsmith_l1_ssim(const L1Ssim*);
 int32_t splatsmith_adam(const AdamArray*, int64_t, double, double, double, int32_t);
+int32_t splatsmith_step(const Step*);
 }
 
 struct Random {
@@ -89,6 +91,23 @@ void run(uint64_t seed, int64_t n, int width, int height, int cameras, int degre
     AdamArray arrays[] = {{means.data(), v_means.data(), mean.data(), square.data(), 3 * n, 0.1f, 0.1f, 1, 1, 1},
                           {quats.data(), v_quats.data(), other.data(), other_square.data(), 4 * n, 0.1f, 0.2f, 1, 3, 4}};
     if (splatsmith_adam(arrays, 2, 0.9, 0.999, 1e-15, threads) != 0) std::abort();
+    auto moments = [](const std::vector<float>& like) { return filled(2 * like.size() + 1); };
+    auto m0 = moments(means), m1 = moments(quats), m2 = moments(scales), m3 = moments(logits), m4 = moments(sh);
+    auto array = [](std::vector<float>& value, std::vector<float>& v, std::vector<float>& moment) {
+        int64_t count = value.size();
+        return AdamArray{value.data(), v.data(), moment.data(), moment.data() + count, count, 1e-3f, 1e-3f, 1, 1, 1};
+    };
+    AdamArray all[] = {array(means, v_means, m0), array(quats, v_quats, m1), array(scales, v_scales, m2), array(logits, v_logits, m3),
+                       array(sh, v_sh, m4)};
+    double regularisers = 0;
+    Lens one = lens;
+    one.cameras = 1, one.keep = 1;
+    L1Ssim photo = job;
+    photo.batch = 1, photo.weight = nullptr;
+    Gradients own{v_means.data(), v_quats.data(), v_scales.data(), v_logits.data(), v_sh.data(), nullptr, nullptr, nullptr, nullptr};
+    Step step{scene, one, images, photo, own, all, &regularisers, 0.9, 0.999, 1e-15, 0.01f, seed % 2 ? 0.01f : 0};
+    int32_t status = splatsmith_step(&step);  // 1: the Adam above moved something out of the finite numbers
+    if (status != 0 && status != 1) std::abort();
     for (auto* values : {&rgb, &alpha, &depth, &gradient})
         for (float x : *values)
             if (!std::isfinite(x)) {
