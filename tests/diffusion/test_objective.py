@@ -245,6 +245,17 @@ def test_bridge_between_two_gaussians_by_regression():
         assert abs(float(moved.mean()) - m) < 0.03 and abs(float(moved.std()) - a1) < 0.03
 
 
+def test_noise_of_the_bridge_sde_has_its_variance():
+    """Where nothing pulls, x spreads by 2 noise t."""
+
+    def zero(x, t):
+        return 0 * x
+
+    g = torch.Generator().manual_seed(5)
+    x = transport(zero, randn(40_000, 1) * 0, 10, denoiser=zero, noise=0.2, generator=g)
+    assert float(x.var()) == pytest.approx(0.4, rel=0.03)
+
+
 # ---- ambient training -----------------------------------------------------------------------------------------------
 
 

@@ -291,6 +291,20 @@ def test_dtypes(plan, dtype):
         assert float((got.double() - exact).norm() / exact.norm()) <= tolerance
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_rounded_once_a_step(dtype):
+    """What is known of earlier steps stays in float32, and so does the arithmetic."""
+    half, single = EIScheduler(plan="unipc3"), EIScheduler(plan="unipc3")
+    half.set_timesteps(5)
+    single.set_timesteps(5)
+    x = noise(2, 3, 4, 4, dtype=dtype)
+    for t in half.timesteps:
+        said = x.tanh()
+        expected = single.step(said.float(), t, x.float()).prev_sample.to(dtype)
+        x = half.step(said, t, x).prev_sample
+        assert torch.equal(x, expected)
+
+
 @pytest.mark.parametrize("plan", [*PRESETS, "everything"])
 def test_batches_of_one_and_of_none_and_independence(plan):
     if plan == "everything":
