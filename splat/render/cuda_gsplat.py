@@ -6,11 +6,14 @@ import tries to compile and fails.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
 import logging
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,10 @@ from splat.render import Rendering, RenderOptions
 
 log = logging.getLogger(__name__)
 
-PACKED_FROM = 4_000_000  # cameras x Gaussians; above, gsplat keeps only the visible pairs: less memory, slightly slower
+# cameras x Gaussians; above, gsplat keeps only the visible pairs: less memory, slightly slower. Its sparse gradients are not
+# used: with Adam, whose moments go on moving what a view does not show, skipping those rows is another optimiser.
+PACKED_FROM = 4_000_000
+REPORT_EVERY = 15.0  # seconds between two words about a compilation
 INSTALL = "install it with: pip install 'splatsmith[cuda]'"
 
 
@@ -96,10 +102,9 @@ def load_rasterization() -> Callable[..., tuple[Tensor, Tensor, dict[str, Any]]]
             "The gsplat renderer needs an NVIDIA GPU that torch can use; draw on the CPU with --device cpu."
         )
     try:
-        if not kernels_built():
-            log.warning("gsplat compiles its CUDA kernels on first use; this takes some minutes, once")
-        gsplat = importlib.import_module("gsplat")
-        kernels = importlib.import_module("gsplat.cuda._backend")._C
+        with contextlib.nullcontext() if kernels_built() else compilation_reported():
+            gsplat = importlib.import_module("gsplat")
+            kernels = importlib.import_module("gsplat.cuda._backend")._C
     except ModuleNotFoundError as error:
         raise BackendUnavailable(f"The gsplat renderer lacks the package {error.name}; {INSTALL}.") from error
     except (ImportError, OSError, RuntimeError) as error:
@@ -113,11 +118,37 @@ def load_rasterization() -> Callable[..., tuple[Tensor, Tensor, dict[str, Any]]]
     return gsplat.rasterization
 
 
+@contextlib.contextmanager
+def compilation_reported() -> Iterator[None]:
+    """Says that gsplat compiles, then now and then how long it has taken and how many files are done; torch keeps the result."""
+    log.warning("gsplat compiles its CUDA kernels on first use; this takes some minutes, once")
+    done, start = threading.Event(), time.monotonic()
+
+    def report() -> None:
+        while not done.wait(REPORT_EVERY):
+            objects = len(list(build_folder().glob("*.o")))
+            log.warning("gsplat's kernels: %.0f s, %d files compiled so far", time.monotonic() - start, objects)
+
+    reporter = threading.Thread(target=report, daemon=True)
+    reporter.start()
+    try:
+        yield
+    finally:
+        done.set()
+        reporter.join()
+    log.warning("gsplat's kernels are ready after %.0f s", time.monotonic() - start)
+
+
+def build_folder() -> Path:
+    """Where torch compiles gsplat's kernels and keeps them."""
+    from torch.utils.cpp_extension import _get_build_directory  # where gsplat itself looks
+
+    return Path(_get_build_directory("gsplat_cuda", False))
+
+
 def kernels_built() -> bool:
     """Whether the wheel brings its kernels or an earlier run has compiled them."""
     spec = importlib.util.find_spec("gsplat")  # not of gsplat.csrc: that would import gsplat
     if spec is not None and spec.origin is not None and any(Path(spec.origin).parent.glob("csrc.*")):
         return True
-    from torch.utils.cpp_extension import _get_build_directory  # where gsplat itself looks
-
-    return any(Path(_get_build_directory("gsplat_cuda", False)).glob("gsplat_cuda.*"))
+    return any(build_folder().glob("gsplat_cuda.*"))

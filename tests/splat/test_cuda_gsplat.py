@@ -8,6 +8,7 @@ import inspect
 import logging
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -216,6 +217,20 @@ class TestAvailability:
         ):
             cuda_gsplat.load_rasterization()
         assert "\n" not in str(e.value)
+
+    def test_a_long_compilation_goes_on_reporting_until_it_ends(self, monkeypatch, caplog, tmp_path):
+        monkeypatch.setattr(cuda_gsplat, "REPORT_EVERY", 0.02)
+        monkeypatch.setattr(cuda_gsplat, "build_folder", lambda: tmp_path)
+        (tmp_path / "a.o").touch()
+        with caplog.at_level(logging.WARNING), cuda_gsplat.compilation_reported():
+            deadline = time.monotonic() + 10
+            while "1 files compiled" not in caplog.text and time.monotonic() < deadline:
+                time.sleep(0.01)
+        assert "some minutes" in caplog.records[0].message and "1 files compiled" in caplog.text
+        assert "ready after" in caplog.records[-1].message
+        before = len(caplog.records)
+        time.sleep(0.1)
+        assert len(caplog.records) == before
 
     def test_no_kernels(self, monkeypatch):
         pytest.importorskip("gsplat")
