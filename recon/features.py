@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from splat.errors import BackendUnavailable
 
-Kind = Literal["xfeat", "sift"]
+Kind = Literal["xfeat", "sift", "affine"]
 
 WEIGHTS_SHA256 = {
     "xfeat.pt": "0f5187fd7bedd26c7fe6acc9685444493a165a35ecc087b33c2db3627f3ea10b",
@@ -31,7 +31,7 @@ WEIGHTS_SHA256 = {
 class FeatureConfig:
     """How features are found and matched."""
 
-    kind: Kind = "xfeat"  # xfeat: learned, wide baselines; sift: classical, for what XFeat cannot see
+    kind: Kind = "xfeat"  # xfeat: learned; sift: the most exact; affine: SIFT for very wide baselines (recon/affine_views.py)
     max_side: int = 1024  # px; larger photos are shrunk for the detector
     max_keypoints: int = 2048  # strongest keypoints kept per photo
     min_match_score: float = 0.1  # LighterGlue assignments below this are dropped
@@ -61,6 +61,10 @@ class Features:
 
 def extract(image: Tensor, config: FeatureConfig, device: torch.device | str = "cpu") -> Features:
     """`image` [H, W, 3] sRGB in [0, 1] -> its features on `device`. Deterministic; an image without texture gives none."""
+    if config.kind == "affine":
+        from recon.affine_views import extract_affine
+
+        return extract_affine(image, config, device)
     return _extract_sift(image, config, device) if config.kind == "sift" else _extract_xfeat(image, config, device)
 
 
@@ -69,6 +73,10 @@ def match(a: Features, b: Features, config: FeatureConfig) -> Tensor:
     assert a.kind == b.kind, (a.kind, b.kind)
     if min(len(a), len(b)) < 8:  # fewer cannot be verified by any geometry
         return torch.zeros(0, 2, dtype=torch.int64)
+    if a.kind == "affine":
+        from recon.affine_views import match_affine
+
+        return match_affine(a, b)
     return _match_ratio(a, b) if a.kind == "sift" else _match_lighterglue(a, b, config.min_match_score)
 
 
@@ -116,30 +124,43 @@ def _match_lighterglue(a: Features, b: Features, min_score: float) -> Tensor:
 
 
 def _extract_sift(image: Tensor, config: FeatureConfig, device: torch.device | str) -> Features:
-    import cv2
-
     height, width = image.shape[:2]
-    scale = min(1.0, config.max_side / max(height, width))
-    grey = (image.mean(-1).clamp(0, 1) * 255).round().byte().cpu().numpy()
-    if scale < 1:
-        grey = cv2.resize(grey, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
-    # Without the precise upscale every keypoint lies a quarter of a pixel to the lower right.
-    detector = cv2.SIFT_create(config.max_keypoints, contrastThreshold=0.02, enable_precise_upscale=True)
-    found, descriptors = detector.detectAndCompute(grey, None)
-    if not found:
-        return Features(torch.zeros(0, 2), torch.zeros(0, 128), width, height, "sift")
-    # RootSIFT: Arandjelovic and Zisserman, "Three things everyone should know to improve object retrieval", CVPR 2012.
-    root = np.sqrt(descriptors / np.maximum(descriptors.sum(1, keepdims=True), 1e-12))
-    keypoints = (np.array([k.pt for k in found]) + 0.5) * [width / grey.shape[1], height / grey.shape[0]]
-    order = np.argsort([-k.response for k in found], kind="stable")
-    rows = torch.from_numpy(order.copy())
+    grey = grey_of(image, config.max_side)
+    keypoints, descriptors = detect_sift(grey, config.max_keypoints)
     return Features(
-        torch.from_numpy(keypoints).float()[rows].to(device),
-        torch.from_numpy(root).float()[rows].to(device),
+        torch.from_numpy(keypoints * [width / grey.shape[1], height / grey.shape[0]]).float().to(device),
+        torch.from_numpy(descriptors).float().to(device),
         width,
         height,
         "sift",
     )
+
+
+def grey_of(image: Tensor, max_side: int) -> np.ndarray:
+    """[H, W, 3] in [0, 1] -> grey bytes, the long side at most `max_side`."""
+    import cv2
+
+    height, width = image.shape[:2]
+    scale = min(1.0, max_side / max(height, width))
+    grey = (image.mean(-1).clamp(0, 1) * 255).round().byte().cpu().numpy()
+    if scale < 1:
+        grey = cv2.resize(grey, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
+    return grey
+
+
+def detect_sift(grey: np.ndarray, max_keypoints: int) -> tuple[np.ndarray, np.ndarray]:
+    """The strongest keypoints [N, 2] of a grey picture (pixel centres at +0.5) and their RootSIFT descriptors [N, 128]."""
+    import cv2
+
+    # Without the precise upscale every keypoint lies a quarter of a pixel to the lower right.
+    detector = cv2.SIFT_create(max_keypoints, contrastThreshold=0.02, enable_precise_upscale=True)
+    found, descriptors = detector.detectAndCompute(grey, None)
+    if not found:
+        return np.zeros((0, 2)), np.zeros((0, 128), np.float32)
+    # RootSIFT: Arandjelovic and Zisserman, "Three things everyone should know to improve object retrieval", CVPR 2012.
+    root = np.sqrt(descriptors / np.maximum(descriptors.sum(1, keepdims=True), 1e-12))
+    order = np.argsort([-k.response for k in found], kind="stable")
+    return (np.array([k.pt for k in found]) + 0.5)[order], root[order]
 
 
 def _match_ratio(a: Features, b: Features, ratio: float = 0.85) -> Tensor:

@@ -32,9 +32,10 @@ class PoseConfig:
     """How camera poses are found."""
 
     method: Literal["colmap"] = "colmap"  # a key of BACKENDS
-    # auto: SIFT, whose keypoints are the most exact, and XFeat with it where SIFT alone leaves a photo or a doubt
+    # auto: SIFT, whose keypoints are the most exact, and XFeat with it where SIFT alone leaves a photo or a doubt; SIFT of
+    # affine views for the photos that are left out then
     features: Literal["auto", "xfeat", "sift", "both"] = "auto"
-    max_keypoints: int | None = None  # per photo and kind; None picks 2048, for XFeat 1280 above 8 photos
+    max_keypoints: int | None = None  # per photo and kind; None picks 2048; XFeat 1280 above 8 photos, affine views 4900
     intrinsics: Literal["shared", "per-photo"] = "shared"  # shared: one lens per image size; per-photo: zoomed in between
     only_masks: bool = False  # match inside the masks only (an object turned in front of a fixed background)
     exhaustive_up_to: int = 20  # photos; above it only promising pairs are matched

@@ -42,6 +42,7 @@ WEAKEST = 15  # verified matches that a pair needs to count
 CLEAR = 0.92  # share of the matches that a solution explains when there is nothing to doubt; right ones explain 0.97 and more
 PATIENCE = 10.0  # wall seconds granted per CPU-second of the limit: only a step that hangs meets this end
 HOPELESS = 0.03  # share of mutual nearest neighbours under which LighterGlue found nothing in 25 of 25 pairs
+AGREE = 8.0  # degrees between the turns that two solutions give a pair of photos; half of what would be called wrong
 WELL_ANCHORED = 40  # points seen by three photos that leave no doubt where a photo stood
 
 
@@ -65,6 +66,50 @@ class Attempt:
     def clear(self) -> bool:
         return is_clear(self.judgement, len(self.problem.keypoints))
 
+    @property
+    def undoubted(self) -> bool:
+        """At least three photos are believed, and nothing speaks against them."""
+        return len(self.judgement.kept) >= 3 and not self.judgement.warnings and self.judgement.explained >= CLEAR
+
+    @property
+    def can_grow(self) -> bool:
+        """Photos are left out, and those that are placed are a sound start for placing them."""
+        return self.undoubted and len(self.judgement.kept) < len(self.problem.keypoints)
+
+
+def best_of(attempts: Sequence[Attempt]) -> Attempt | None:
+    return max(attempts, key=lambda attempt: attempt.rank, default=None)
+
+
+def agree(core: Attempt, wider: Attempt) -> bool:
+    """Does `wider` keep every photo of `core`, turned to each other as there? A photo added wrongly bends the others."""
+    common = sorted(set(core.judgement.kept) & set(wider.judgement.kept))
+    if len(common) < len(core.judgement.kept):
+        return False
+    turns = [a.solution.pose[np.searchsorted(a.solution.photos, common), :, :3] for a in (core, wider)]  # [K, 3, 3]
+    first, second = (np.einsum("iab,jcb->ijac", t, t) for t in turns)  # from photo j to photo i
+    cosine = 0.5 * (np.einsum("ijab,ijab->ij", first, second) - 1)
+    return bool(np.degrees(np.arccos(np.clip(cosine, -1, 1))).max() < AGREE)
+
+
+def wide_pairs(core: Attempt, neighbours: int) -> set[tuple[int, int]]:
+    """Pairs to match with affine views: each left-out photo with its likeliest partners, and these with their surest ones.
+
+    The latter give places of the partners that only affine views find a position in space, so that new photos can hang on them.
+    """
+    pairs, verified = core.problem.pairs, core.verified.counts
+    matched = np.array([len(rows) for rows in core.problem.matches])
+    left_out = set(range(len(core.problem.keypoints))) - set(core.judgement.kept)
+    chosen: set[int] = set()
+    for photo in sorted(left_out):
+        mine = np.flatnonzero((pairs == photo).any(axis=1))
+        chosen.update(mine[np.argsort(-matched[mine], kind="stable")][:neighbours].tolist())
+        chosen.update(mine[np.abs(pairs[mine, 0] - pairs[mine, 1]) == 1].tolist())
+    for photo in sorted(set(pairs[sorted(chosen)].ravel().tolist()) - left_out):
+        mine = np.flatnonzero((pairs == photo).any(axis=1) & (verified > 0))
+        chosen.update(mine[np.argsort(-verified[mine], kind="stable")][:2].tolist())
+    return {(int(i), int(j)) for i, j in pairs[sorted(chosen)]}
+
 
 def is_clear(judgement: Judgement, count: int) -> bool:
     """Every photo placed, well anchored and believed, and nothing speaks against it."""
@@ -76,14 +121,15 @@ def solve(photos: Sequence[Photo], config: PoseConfig) -> Solver:
     """The back-end `colmap` of `recon.poses.solve_poses`, which states the contract.
 
     SIFT first: its keypoints are exact to 0.2-0.5 px, XFeat's to 1 px, and it needs no network. Where it leaves a photo out or
-    a doubt, XFeat's matches, which bridge wider baselines, join in, and the better solution counts.
+    a doubt, XFeat's matches, which bridge wider baselines, join in, and the better solution counts. Where that still leaves a
+    photo out, and nothing speaks against the photos that are placed, these are the core of a third round with affine views.
     """
     if len(photos) < 2:
         raise InputError(f"{len(photos)} photo given; depth needs at least 2 photos from different places, better 8 or more.")
     started = time.monotonic()
     names = [photo.name for photo in photos]
     rounds: dict[str, list[tuple[Kind, ...]]] = {
-        "auto": [("sift",), ("sift", "xfeat")],
+        "auto": [("sift",), ("sift", "xfeat"), ("sift", "xfeat", "affine")],
         "both": [("sift", "xfeat")],
         "sift": [("sift",)],
         "xfeat": [("xfeat",)],
@@ -95,19 +141,22 @@ def solve(photos: Sequence[Photo], config: PoseConfig) -> Solver:
     greys: list[np.ndarray] = []
     repeats: tuple[np.ndarray, ...] | None = None
     for kinds in rounds[config.features]:
+        core = best_of(attempts) if "affine" in kinds else None
+        if "affine" in kinds and (core is None or not core.can_grow):
+            break
+        wanted = None if core is None else wide_pairs(core, config.neighbours)
         for kind in kinds:
             if kind not in features:
-                features[kind] = yield from extract_all(photos, kind, config)
+                features[kind] = yield from extract_all(photos, kind, config, wanted)
                 pairs = pairs or choose_pairs(features[kind], config)
-                matches[kind] = yield from match_all(features[kind], pairs)
+                matches[kind] = yield from match_all(features[kind], pairs, wanted)
         problem = pose_problem(photos, [features[k] for k in kinds], pairs, [matches[k] for k in kinds], config)
         problem = replace(problem, exact=kinds == ("sift",))
         greys = greys or pictures(photos, problem)
         verified, solutions = yield from map_problem(problem, names, greys, repeats, config)
         repeats = verified.second
-        attempts += [
-            Attempt(kinds, dict(features), problem, verified, s, judge(problem, verified, s, names)) for s in solutions
-        ]
+        found = [Attempt(kinds, dict(features), problem, verified, s, judge(problem, verified, s, names)) for s in solutions]
+        attempts += [attempt for attempt in found if core is None or (attempt.undoubted and agree(core, attempt))]
         if any(attempt.clear for attempt in attempts):
             break
     if not attempts:
@@ -116,18 +165,25 @@ def solve(photos: Sequence[Photo], config: PoseConfig) -> Solver:
             f"None of the {len(photos)} photos could be placed; take more photos that overlap by two thirds, "
             "of something with texture, moving the camera between them."
         )
-    best = max(attempts, key=lambda attempt: attempt.rank)
+    best = best_of(attempts)
     if best.judgement.refusal:
         raise StoppedLate(best.judgement.refusal)
     return as_poses(photos, best, time.monotonic() - started)
 
 
-def extract_all(photos: Sequence[Photo], kind: Kind, config: PoseConfig) -> Generator[Progress, None, tuple[Features, ...]]:
-    count = config.max_keypoints or (1280 if kind == "xfeat" and len(photos) > 8 else 2048)
+def extract_all(
+    photos: Sequence[Photo], kind: Kind, config: PoseConfig, wanted: set[tuple[int, int]] | None = None
+) -> Generator[Progress, None, tuple[Features, ...]]:
+    """Features of every photo; none for photos in no pair of `wanted`."""
+    usual = {"sift": 2048, "xfeat": 1280 if len(photos) > 8 else 2048, "affine": 4900}
+    count = config.max_keypoints or usual[kind]
     settings = FeatureConfig(kind=kind, max_keypoints=count)
     out = []
     for number, photo in enumerate(photos):
         yield Progress("features", number, len(photos), f"Finding features in {photo.name}")
+        if wanted is not None and not any(number in pair for pair in wanted):
+            out.append(Features(torch.zeros(0, 2), torch.zeros(0, 128), *photo.size, kind))
+            continue
         found = feature_matching.extract(photo.image, settings, config.device)
         if config.only_masks and photo.mask is not None:
             column, row = found.keypoints.long().T.to(photo.mask.device)
@@ -152,14 +208,18 @@ def choose_pairs(features: Sequence[Features], config: PoseConfig) -> list[tuple
 
 
 def match_all(
-    features: Sequence[Features], pairs: Sequence[tuple[int, int]]
+    features: Sequence[Features], pairs: Sequence[tuple[int, int]], wanted: set[tuple[int, int]] | None = None
 ) -> Generator[Progress, None, tuple[np.ndarray, ...]]:
+    """[M, 2] rows per pair; none for pairs outside `wanted`."""
     settings = FeatureConfig()
     out = []
     for number, (i, j) in enumerate(pairs):
         yield Progress("matches", number, len(pairs))
         first, second = features[i], features[j]
         fewest = HOPELESS * min(len(first), len(second))
+        if wanted is not None and (i, j) not in wanted:
+            out.append(np.zeros((0, 2), np.int64))
+            continue
         hopeless = first.kind == "xfeat" and feature_matching.count_mutual(first, second) < fewest
         out.append(np.zeros((0, 2), np.int64) if hopeless else feature_matching.match(first, second, settings).numpy())
     return tuple(out)
