@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 REMEDY = "end other programs or give fewer --candidates"
 MOST = {"variations": 1000, "candidates": 256, "steps": 1000}  # asked for in one run
-MAX_GUIDANCE = 100.0
+MAX_GUIDANCE = 20.0
 SEEDS = 2**31
 CANDIDATE_STRIDE = 1_000_003  # between the seeds of one object's candidates: neighbouring seeds share none
 ELEVATION_DEG = 15.0  # of the turntable
@@ -408,8 +408,7 @@ def _job(plan: TextPlan, item: Item) -> dict[str, Any]:
         "seed": item.seed,
         "preset": options.preset,
         "candidates": plan.preset.candidates,
-        "steps": plan.sample.steps,
-        "guidance": plan.sample.guidance,
+        **{name: value for name, value in dataclasses.asdict(plan.sample).items() if name != "threads"},
         "background": options.background,
         "weights": None if options.weights is None else str(options.weights.absolute()),
         "device": plan.place.device,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the command line's options raise these before torch is wanted
+    from torch import Tensor
 
 
 class SplatsmithError(Exception):

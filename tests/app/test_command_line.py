@@ -44,7 +44,7 @@ def test_help_is_quick_and_imports_no_torch():
         times.append(cpu_seconds_of_children() - before)
         assert done.returncode == 0, done.stderr
     assert min(times) < 1.5
-    for name in ("photos", "demo", "export", "render", "check", "eval", "info", "ui"):
+    for name in ("photos", "text", "demo", "export", "render", "check", "eval", "info", "ui"):
         assert name in done.stdout
 
 
@@ -61,10 +61,25 @@ def test_photos_takes_the_documented_options():
     )  # fmt: skip
 
 
+def test_text_takes_the_documented_options():
+    options = parsed(
+        "text", "a red chair", "🪑", *"--out R --prompts p.txt --variations 3 --candidates 5 --steps 12 --guidance 2.5".split(),
+        *"--weights w --preset draft --device cpu --threads 2 --seed 7 --memory-budget 2GB --resume --overwrite".split(),
+        *"--quiet --json --background black --compact".split(),
+    )  # fmt: skip
+    assert options == commands.Text(
+        sentences=("a red chair", "🪑"), out=Path("R"), prompts=Path("p.txt"), variations=3, candidates=5, steps=12,
+        guidance=2.5, weights=Path("w"), preset="draft", device="cpu", threads=2, seed=7, memory_budget="2GB",
+        resume=True, overwrite=True, quiet=True, json=True, background="black", compact=True,
+    )  # fmt: skip
+    assert parsed("text", "--prompts", "p.txt", "--out", "R").sentences == ()
+
+
 @pytest.mark.parametrize(
     "words",
     [
-        "photos a", "photos a --out R --preset best", "photos a --out R --nonsense", "paint a", "", "render a", "eval a",
+        "text a", "text a --out R --variations many", "photos a",
+        "photos a --out R --preset best", "photos a --out R --nonsense", "paint a", "", "render a", "eval a",
         "photos a --out R --seed one",
     ],
 )  # fmt: skip
@@ -154,7 +169,9 @@ def test_info_tells_device_weights_and_licences(capsys):
     assert "Apache-2.0" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [commands.Photos, commands.Render, commands.Eval, commands.Export, commands.Check])
+@pytest.mark.parametrize(
+    "command", [commands.Photos, commands.Text, commands.Render, commands.Eval, commands.Export, commands.Check]
+)
 def test_every_option_has_a_help_text(command):
     texts = tooltips(command)
     assert {f.name for f in dataclasses.fields(command)} <= set(texts)
