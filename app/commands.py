@@ -10,7 +10,6 @@ from tyro.conf import Positional, arg, subcommand
 
 from app.presets import PresetName
 
-
 TrainStep = Literal["text-volumes", "text-bank", "text-shape", "text-detail", "text-attributes", "text-pack"]
 
 
