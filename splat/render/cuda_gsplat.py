@@ -120,7 +120,7 @@ def load_rasterization() -> Callable[..., tuple[Tensor, Tensor, dict[str, Any]]]
 
 @contextlib.contextmanager
 def compilation_reported() -> Iterator[None]:
-    """Says that gsplat compiles, then now and then how long it has taken and how many files are done; torch keeps the result."""
+    """Says that gsplat compiles, then now and then for how long and how many files are done; torch keeps the result."""
     log.warning("gsplat compiles its CUDA kernels on first use; this takes some minutes, once")
     done, start = threading.Event(), time.monotonic()
 

@@ -4,6 +4,7 @@ Without a GPU, `gsplat.rasterization` itself runs with its kernels replaced by i
 compositing kernel by a few lines here; so the arguments, their meaning and the result's layout are checked everywhere.
 """
 
+import importlib
 import inspect
 import logging
 import subprocess
@@ -170,6 +171,35 @@ class TestMapping:
         assert drawn.rgb.shape == (2, 5, 6, 3) and drawn.alpha.shape == (2, 5, 6) and drawn.depth.shape == (2, 5, 6)
         assert drawn.means2d[0, 2].tolist() == [1, 2] and drawn.means2d[1, 0].tolist() == [3, 4]
         assert drawn.radii.tolist() == [[0, 0, 8, 0], [9, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("strategy", ["default", "mcmc"])
+def test_gsplats_own_trainer_as_the_benchmark_runs_it(twin, strategy, monkeypatch):
+    """The loop of benchmarks/gsplat_trainer.py through gsplat's plain PyTorch: it learns, and its strategy changes rows."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    trainer = importlib.import_module("gsplat_trainer")
+    plain = importlib.import_module("gsplat.cuda._torch_impl")
+    monkeypatch.setattr("gsplat.strategy.ops.quat_scale_to_covar_preci", plain._quat_scale_to_covar_preci)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    quick = {"refine_start_iter": 3, "refine_stop_iter": 9, "reset_every": 100, "refine_every": 4}
+    never = {"refine_start_iter": 100, "refine_stop_iter": 1, "refine_every": 1}  # MCMC's relocation is a CUDA kernel
+    monkeypatch.setattr(trainer, "SCHEDULES", {"default": quick, "mcmc": never})
+    monkeypatch.setattr(trainer, "FULL", 12)
+    splats, cameras = random_splats(20, seed=5, dtype=torch.float32), orbit(2, 16, 16)
+    white = RenderOptions(background=torch.ones(3))
+
+    def drawn(s):
+        with torch.no_grad():
+            return render(s, cameras, white, "reference").rgb
+
+    photos = Views(drawn(splats), ("a", "b"), cameras)
+    start = splats.map(lambda x: x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)))[:18]
+    fitted = trainer.fit(photos, start, 12, strategy, 30, 0, twin)
+    assert fitted.sh_degree == 3 and fitted.means.isfinite().all()
+    if strategy == "default":
+        assert len(fitted) != len(start)
+    else:
+        assert (drawn(fitted) - photos.images).abs().mean() < 0.97 * (drawn(start) - photos.images).abs().mean()
 
 
 class TestAvailability:
