@@ -25,16 +25,16 @@ REFERENCE_SLOWDOWN = 40.0  # of the plain PyTorch renderer against the native on
 GPU_SPEEDUP = 40.0  # of fit, stereo and renders on a data-centre GPU against one core
 PARALLEL = 0.75  # of each further core that turns into speed
 
-SECONDS_TEXT_MODEL = 6.0  # importing and reading the text encoder and the networks, once
-SECONDS_PER_CANDIDATE = 1.0  # text encoding, decoding and ranking, and then per network call
-SECONDS_PER_CANDIDATE_STEP = 0.2
+SECONDS_TEXT_MODEL = 7.0  # importing and reading the text encoder and the networks, once
+SECONDS_PER_CANDIDATE = 0.3  # text encoding, decoding and ranking, and then per network call
+SECONDS_PER_CANDIDATE_STEP = 0.02
 SECONDS_OBJECT = 1.5  # importing and writing
-SECONDS_PER_MESH_VIEW_MEGAPIXEL = 0.5
+SECONDS_PER_MESH_VIEW_MEGAPIXEL = 0.8
 SECONDS_PER_OBJECT_FRAME_MEGAPIXEL = 0.12  # turntable: an object on white costs less than a scene
 
 BYTES_BASE = 700e6  # torch, pycolmap, networks
 BYTES_MESHING = 200e6  # open3d and its grid
-BYTES_TEXT_MODEL = 600e6  # text encoder, networks
+BYTES_TEXT_MODEL = 300e6  # text encoder, networks
 BYTES_PER_CANDIDATE = 5e6  # its volume; they are made one after the other
 BYTES_PER_PIXEL = 12 * 4  # float32 RGB photo at feature size, its undistorted copy and the fit's
 BYTES_PER_DECODED_PIXEL = 12  # 3 as decoded, 3 converted, room to scale

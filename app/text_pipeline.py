@@ -46,9 +46,7 @@ MAX_GUIDANCE = 20.0
 SEEDS = 2**31
 CANDIDATE_STRIDE = 1_000_003  # between the seeds of one object's candidates: neighbouring seeds share none
 ELEVATION_DEG = 15.0  # of the turntable
-# Of the mesh: nothing is where a view shows nothing; what is thinner than a pixel is drawn a pixel thick, so that rods, strings
-# and blades stay whole; and parts may be small.
-WHOLE_OBJECT = {"carve": True, "low_pass": 1.0, "truncation": 4.0, "min_part": 0.005}
+THICKNESS = 0.006  # world units to which the mesh thickens what is thinner, so that rods, strings and blades stay whole
 SHEET_SIDE, SHEET_VIEWS = 256, 6  # px and pictures of a row of preview.png
 
 
@@ -277,14 +275,23 @@ def _object_work(
     watch: Stopwatch,
     notices: Notices,
 ) -> Generator[Progress, None, Outcome]:
+    from diffusion.data.object_views import DISTANCE
     from diffusion.fit_volume import fitting_cameras
     from splat.extract_mesh import MeshConfig, extract_mesh
 
     preset = plan.preset
     volume, ranked = yield from _volume(plan, item, generator, work, watch)
     splats = volume.to_splats()
-    mesh_config = MeshConfig(resolution=preset.mesh_resolution, max_faces=preset.mesh_faces, **WHOLE_OBJECT)
     all_round = fitting_cameras(preset.mesh_views, preset.mesh_side)
+    pixel = DISTANCE / float(all_round.K[0, 0, 0])  # world units, at the middle of the object
+    mesh_config = MeshConfig(
+        resolution=preset.mesh_resolution,
+        max_faces=preset.mesh_faces,
+        low_pass=max(THICKNESS / pixel, 1.0) ** 2,
+        carve=True,
+        truncation=4.0,
+        min_part=0.005,
+    )
     mesh, no_mesh = yield from meshed(lambda: extract_mesh(splats, [all_round], mesh_config))
     notices.add(*no_mesh)
     yield from _write_pictures(plan, work.result, splats, mesh)
@@ -429,7 +436,7 @@ def _licences(stated: Sequence[str]) -> list[Licence]:
     licences = []
     for text in stated:
         name, colon, licence = text.partition(": ")
-        licences.append(Licence(name, licence) if colon else Licence("text to 3-D", text))
+        licences.append(Licence(name, licence) if colon else Licence("text to 3-D, objects learnt from", text))
     encoder = [w for w in weights() if "text encoder" in w.name and "MiniLM" not in " ".join(stated)]
     return licences + [Licence(w.name, w.licence) for w in encoder]
 

@@ -30,6 +30,7 @@ from splat.progress import Progress
 
 FORMAT = "splatsmith text 1"
 NETWORKS = {"denoiser": LatentDenoiser, "upsampler": VolumeUNet, "attributes": AttributePredictor}
+FROM_DISK = {"use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": False}  # the last, or diffusers warns
 PREVIEW_SIDE = 192  # px
 
 
@@ -64,7 +65,7 @@ class TextToVolume:
         try:
             codec, vocabulary = _tables(folder, facts)
             networks = {
-                name: kind.from_pretrained(folder / name, use_safetensors=True, local_files_only=True).float().eval().to(device)
+                name: kind.from_pretrained(folder / name, **FROM_DISK).float().eval().to(device)
                 for name, kind in NETWORKS.items()
             }
             licences = tuple(str(x) for x in facts["licences"])
