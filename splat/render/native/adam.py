@@ -50,11 +50,11 @@ class NativeAdam(torch.optim.Adam):
 
     def begin_step(self, parameters: list[Tensor], arrays: ctypes.Array) -> None:
         """Counts a step of `parameters` and sets the rates of their `arrays`."""
-        groups = self._groups()
-        for parameter, array in zip(parameters, arrays):
-            group, state = groups[id(parameter)], self.state[parameter]
-            state["step"] += 1
-            t = state["step"].item()
+        groups, steps = self._groups(), [self.state[parameter]["step"] for parameter in parameters]
+        if steps:
+            torch._foreach_add_(steps, 1)
+        for parameter, step, array in zip(parameters, steps, arrays):
+            group, t = groups[id(parameter)], step.item()
             beta1, beta2 = group["betas"]
             correction = 1 - beta1**t
             array.rate = group["lr"] / correction

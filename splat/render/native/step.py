@@ -57,8 +57,8 @@ class FusedStep:
         lens.cam_from_world, lens.K, lens.background, lens.keep = address(pose), address(K), address(background), True
 
         leaves = [splats.means, splats.quats, splats.log_scales, splats.opacity_logits, splats.sh]
-        state = self.optimiser.state
-        moments = [state[x][key].data_ptr() for x in leaves for key in ("exp_avg", "exp_avg_sq") if x in state]
+        states = [self.optimiser.state.get(x) for x in leaves]
+        moments = [state[key].data_ptr() for state in states if state for key in ("exp_avg", "exp_avg_sq")]
         job_of = (height, width, splats.sh.shape, *(x.data_ptr() for x in leaves), *moments)
         if job_of != self.job_of:  # else the structures are as the last step left them
             self._prepare(leaves, height, width)
