@@ -142,6 +142,18 @@ def test_the_cameras_look_at_the_object(made):
     assert torch.allclose(pixels, torch.full_like(pixels, TINY.turntable_side / 2), atol=0.1)
 
 
+def test_the_other_commands_take_the_result(made, tmp_path):
+    folder = made[0] / "a-red-table-0"
+    for words in (
+        ["render", folder, "--to", tmp_path / "x.png", "--side", "64"],
+        ["export", folder, "--to", tmp_path / "x.obj"],
+    ):
+        assert entry.main([*map(str, words), "--quiet"]) == 0
+    image, _, _ = read_image(tmp_path / "x.png", max_pixels=10**6)
+    assert 0.02 < float(((image[..., 0] > 0.6) & (image[..., 1] < 0.4)).float().mean()) < 0.8
+    assert len(load_mesh(tmp_path / "x.obj").faces) == read_report(folder)["mesh_faces"]
+
+
 def test_the_events_tell_the_estimate_first_and_every_stage(made):
     _, _, events = made
     progress = [e for e in events if e["event"] == "progress"]
