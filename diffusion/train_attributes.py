@@ -119,6 +119,7 @@ class AttributeTrainConfig:
     render_weight: float = 1.0  # of the photometric loss, beside the squared error of the channels
     channel_weight: float = 0.1
     upsampled: float = 0.5  # share of the examples whose field is the upsampler's
+    noise: float = 0.2  # largest standard deviation of noise on the latents behind those, in theirs; drawn evenly from 0
     loop: TrainConfig = field(default_factory=lambda: TrainConfig(steps=4000, lr=2e-3, average=0.995, bf16=True))
 
 
@@ -147,9 +148,7 @@ def train_upsampler(
         text = examples.text(chosen, generator).to(device)
         fine = torch.stack([examples.fine(i) for i in chosen]).to(device)
         coarse = torch.stack([examples.coarse(i) for i in chosen])
-        amount = c.noise * torch.rand(len(chosen), 1, generator=generator)
-        noise = amount * latent_deviations * torch.randn(len(chosen), codec.dimensions, generator=generator)
-        seen = codec.decode(codec.encode(coarse) + noise)
+        seen = codec.decode(codec.encode(coarse) + latent_noise(len(chosen), c.noise, deviations, generator))
         true = torch.rand(len(chosen), generator=generator) < c.as_encoded
         seen = torch.where(true[:, None, None, None, None], coarse, seen).to(device)
         with half_precision(c.loop, network):
@@ -159,8 +158,7 @@ def train_upsampler(
             start = field_loss(interpolated(seen, bank.limit, fine.shape[-1]), fine).mean()
         return each.mean(), {"interpolated": float(start)}
 
-    sample = latents_of(bank, codec, bank.examples("train")[::7])
-    latent_deviations = sample.std(0)
+    deviations = latents_of(bank, codec, bank.examples("train")[::7]).std(0)
     torch.manual_seed(config.loop.seed)
     network = VolumeUNet(
         4,
@@ -187,6 +185,7 @@ def train_attributes(
     """Train the attribute predictor on true fields and on those of `upsampler`; `folder` as in `training.train`."""
     c, bank = config, examples.bank
     weights = balanced_weights(bank, np.array(examples.rows), 0.5)
+    deviations = latents_of(bank, codec, bank.examples("train")[::7]).std(0)
     resolution = examples.volume(0).resolution
     torch.manual_seed(config.loop.seed)
     network = AttributePredictor(resolution, width=c.width, pooled_dim=bank.text.pooled.shape[1])
@@ -203,7 +202,8 @@ def train_attributes(
         use = torch.rand(len(chosen), generator=generator) < c.upsampled
         if upsampler is not None and bool(use.any()):
             with torch.no_grad():
-                coarse = codec.decode(codec.encode(torch.stack([examples.coarse(i) for i in chosen])))
+                coarse = torch.stack([examples.coarse(i) for i in chosen])
+                coarse = codec.decode(codec.encode(coarse) + latent_noise(len(chosen), c.noise, deviations, generator))
                 made = upsampled(upsampler, coarse.to(device), bank.limit, text)
             fields = torch.where(use[:, None, None, None, None].to(device), made, fields)
         with half_precision(c.loop, network):
@@ -226,6 +226,12 @@ def train_attributes(
     if upsampler is not None:
         upsampler.to(device)
     return (yield from train(network.to(device), loss, config.loop, folder, sheet))
+
+
+def latent_noise(count: int, most: float, deviations: Tensor, generator: torch.Generator) -> Tensor:
+    """[count, K]: as far from true latents as those of the first stage may be, each by its own amount up to `most`."""
+    amount = most * torch.rand(count, 1, generator=generator)
+    return amount * deviations * torch.randn(count, len(deviations), generator=generator)
 
 
 def channel_loss(rows: Tensor, true: Tensor, std: Tensor) -> Tensor:

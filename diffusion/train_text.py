@@ -100,7 +100,7 @@ def train_text(step: str, work: Path, objects: Path | None, config: TextTrainCon
         own = replace(config.detail, loop=replace(config.detail.loop, minutes=config.minutes))
         network = yield from train_upsampler(examples, codec, own, work / "detail", device=config.device)
         return _saved(network, work / "detail")
-    upsampler = VolumeUNet.from_pretrained(_made(work, "detail") / "network").eval()
+    upsampler = VolumeUNet.from_pretrained(_made(work, "detail") / "network", low_cpu_mem_usage=False).eval()
     own = replace(config.attributes, loop=replace(config.attributes.loop, minutes=config.minutes))
     network = yield from train_attributes(examples, codec, upsampler, own, work / "attributes", device=config.device)
     return _saved(network, work / "attributes")
@@ -145,9 +145,11 @@ def load_stages(work: Path) -> tuple[ShapeStage, DetailStage, AttributeStage]:
     """The networks of a work folder, before they are packed."""
     codec = load_codec(_made(work, "shape") / "codec.safetensors")
     return (
-        ShapeStage(LatentDenoiser.from_pretrained(work / "shape" / "network").eval(), codec),
-        DetailStage(VolumeUNet.from_pretrained(_made(work, "detail") / "network").eval()),
-        AttributeStage(AttributePredictor.from_pretrained(_made(work, "attributes") / "network").eval()),
+        ShapeStage(LatentDenoiser.from_pretrained(work / "shape" / "network", low_cpu_mem_usage=False).eval(), codec),
+        DetailStage(VolumeUNet.from_pretrained(_made(work, "detail") / "network", low_cpu_mem_usage=False).eval()),
+        AttributeStage(
+            AttributePredictor.from_pretrained(_made(work, "attributes") / "network", low_cpu_mem_usage=False).eval()
+        ),
     )
 
 

@@ -17,7 +17,7 @@ from diffusion.field import colour_of, distance_of
 from diffusion.volume import CHANNELS, COLOUR, EMPTY, FIELD_LIMIT, LOGIT_LIMIT, OFFSET, OPACITY, STRETCH, SplatVolume
 from splat.sh import from_rgb
 
-REACH = 1.0  # spacings: nodes further than this from every centre get no Gaussian
+REACH = 1.5  # spacings: nodes further than this from every centre get no Gaussian; made fields are vague about thin rods
 
 
 @dataclass(frozen=True)
