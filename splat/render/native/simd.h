@@ -210,7 +210,7 @@ inline void transpose(V* rows) {
 
 // Copies `count` floats; with `stream` past the caches, where the addresses and the processor allow it. A later `streamed()`
 // orders such writes before whatever follows.
-inline void write_out(float* to, const float* from, size_t count, bool stream) {
+inline void write_out(float* to, const float* from, size_t count, [[maybe_unused]] bool stream) {
 #if defined(__AVX512F__) || defined(__AVX2__) || defined(__SSE2__)
     if (stream && reinterpret_cast<uintptr_t>(to) % sizeof(V) == 0 && count % LANES == 0) {
         for (size_t k = 0; k < count; k += LANES) {
