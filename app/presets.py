@@ -86,10 +86,10 @@ TEXT_PRESETS: dict[PresetName, TextPreset] = {
     "standard": TextPreset(
         candidates=4,
         steps=TextSampleConfig.steps,
-        mesh_views=32,
+        mesh_views=28,
         mesh_side=288,
-        mesh_resolution=160,
-        mesh_faces=80_000,
+        mesh_resolution=144,
+        mesh_faces=60_000,
         turntable_side=512,
         turntable_frames=72,
     ),
