@@ -39,7 +39,7 @@ class TrainConfig:
 
     steps: int = 20000  # optimiser steps of the whole run
     minutes: float = 0.0  # of this sitting, after which the state is saved and the run can be resumed; 0 has no limit
-    accumulate: int = 1  # calls of the loss to a step
+    accumulate: int = 1  # calls of the loss to a step, at most 64
     lr: float = 1e-3
     warmup: int = 200  # steps over which the rate rises from 0
     lr_final: float = 0.02  # share of the rate that is left at the end, reached along a cosine
@@ -83,7 +83,7 @@ def train(
             for name, x in {"loss": float(value.detach()), **figures}.items():
                 running[name] = x if name not in running else 0.98 * running[name] + 0.02 * x
         if not math.isfinite(running["loss"]):
-            raise StoppedLate(f"The loss was no longer finite at step {step}; resume from the saved state with a lower --lr.")
+            raise StoppedLate(f"The loss was no longer finite at step {step}; resume from the saved state with a lower lr.")
         nn.utils.clip_grad_norm_(leaves, config.clip)
         optimiser.step()
         average.update(network)
@@ -154,7 +154,7 @@ def _restore(path: Path, network, average: WeightAverage, optimiser, leaves: lis
             state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             if state and state["exp_avg"].shape != leaf.shape:
                 raise ValueError("an optimiser state of another shape")
-            optimiser.state[leaf] = {k: v.to(leaf.device) if k != "step" else v for k, v in state.items()}
+            optimiser.state[leaf] = {k: v.to(leaf.device) for k, v in state.items()}  # a fused step counts on the device
         average.updates = int(about["updates"])
         return int(about["step"])
     except (SafetensorError, KeyError, ValueError, RuntimeError, OSError) as error:

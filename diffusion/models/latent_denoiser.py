@@ -1,7 +1,7 @@
 """The first stage's network: a noisy latent of a field and a sentence -> the clean latent.
 
-A latent is one vector (`FieldCodec`), so the network is a residual MLP with cross-attention to the sentence's tokens: some
-hundred samples a second to train on one CPU core, where a 3-D U-Net on the same field makes five.
+A latent is one vector (`FieldCodec`), so the network is a residual MLP with cross-attention to the sentence's tokens: a
+thousand samples a second to train on one CPU core, where a 3-D U-Net on the same field makes five.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion.training import TrainConfig, train
+from diffusion.objective.average import WeightAverage
+from diffusion.training import TrainConfig, _restore, train
 from splat.errors import InputError, StoppedLate
 
 
@@ -50,6 +51,33 @@ def test_a_run_that_was_cut_and_resumed_is_the_run_that_was_not(tmp_path):
     assert events[0].step == 20  # it went on from step 17, not from the start
     for a, b in zip(whole.state_dict().values(), cut.state_dict().values(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.filterwarnings("ignore:for .* copying from a non-meta")
+def test_a_resumed_optimiser_lies_where_its_weights_do(tmp_path):
+    """Counters too: AdamW's fused step on a GPU reads them there. "meta" stands in for the other device."""
+    run(train(line(), loss, TrainConfig(**{**vars(CONFIG), "steps": 3}), tmp_path))
+    network = line().to("meta")
+    leaves = list(network.parameters())
+    optimiser = torch.optim.AdamW(leaves)
+    assert _restore(tmp_path / "state.safetensors", network, WeightAverage.of(network), optimiser, leaves) == 3
+    assert {v.device.type for leaf in leaves for v in optimiser.state[leaf].values()} == {"meta"}
+    assert all({"step", "exp_avg", "exp_avg_sq"} <= set(optimiser.state[leaf]) for leaf in leaves)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_run_on_a_gpu_goes_on_where_it_was_cut(tmp_path):
+    def on_gpu(network, generator):
+        x = torch.randn(16, 3, generator=generator).cuda()
+        return (network(x)[:, 0] - x.sum(1)).square().mean(), {}
+
+    whole, _ = run(train(line().cuda(), on_gpu, CONFIG, tmp_path / "whole"))
+    sitting = TrainConfig(**{**vars(CONFIG), "minutes": 1e-9})
+    for _ in range(CONFIG.steps):
+        cut, _ = run(train(line().cuda(), on_gpu, sitting, tmp_path / "cut"))
+    for a, b in zip(whole.state_dict().values(), cut.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_a_sitting_ends_after_its_minutes_and_the_next_goes_on(tmp_path):
