@@ -1,5 +1,8 @@
 """Memory that is lent for large results: never to two at once, and used again."""
 
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -66,3 +69,23 @@ def test_threads_never_share_a_block():
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_process_has_memory_of_its_own():
+    code = (  # in a process without other threads
+        "import os\n"
+        "from splat.render.native import loans\n"
+        f"spare, held = loans.empty({MANY}), loans.empty({MANY}).fill_(1)\n"
+        "place = spare.data_ptr()\n"
+        "del spare\n"
+        "pid = os.fork()\n"
+        f"mine = loans.empty({MANY}).fill_(3 if pid else 4)\n"
+        "assert mine.data_ptr() == place\n"
+        "if not pid:\n"
+        "    held.fill_(2)\n"
+        "    os._exit(0)\n"
+        "assert os.waitpid(pid, 0)[1] == 0\n"
+        "assert (held == 1).all() and (mine == 3).all()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -35,7 +35,9 @@ def _take(size: int) -> mmap.mmap:
         except ValueError:
             continue
         return block
-    block = mmap.mmap(-1, size + size // 8)  # the next result is often a little larger
+    # Python's default is memory shared with forked processes, which would draw into each other's images.
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    block = mmap.mmap(-1, size + size // 8, **private)  # the next result is often a little larger
     if hasattr(mmap, "MADV_HUGEPAGE"):
         block.madvise(mmap.MADV_HUGEPAGE)
     return block
