@@ -28,6 +28,7 @@ from diffusion.text_encoder import TextEncoder
 from diffusion.text_features import StoredText, load_text, precompute
 from diffusion.volume import load_volume
 from splat.errors import InputError
+from splat.io.atomic import atomically
 from splat.progress import Progress
 from splat.sh import to_rgb
 
@@ -81,6 +82,7 @@ def build_bank(
     if not rows:
         raise InputError(f"{volumes} holds no volume of any of the {len(objects)} objects; fit them first.")
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "bank.json").unlink(missing_ok=True)  # and written last: a folder with it is whole
     counts = [config.variants if objects.facts[r].split == "train" else 1 for r in rows]
     shape = (sum(counts), FIELD_CHANNELS, *[config.resolution] * 3)
     fields = np.lib.format.open_memmap(folder / "fields.npy", mode="w+", dtype=np.float16, shape=shape)
@@ -97,26 +99,28 @@ def build_bank(
             place += len(made)
             yield Progress("fields", done, len(rows), note=facts.key)
     fields.flush()
-    (folder / "bank.json").write_text(json.dumps(about))
     yield from precompute(encoder, [s for e in about["examples"] for s in e["captions"]], folder / "text.safetensors")
+    with atomically(folder / "bank.json") as temporary:
+        temporary.write_text(json.dumps(about), encoding="utf-8")
     return open_bank(folder)
 
 
 def open_bank(folder: Path) -> FieldBank:
     """Raises InputError when the folder holds no whole bank."""
     try:
-        about = json.loads((folder / "bank.json").read_text())
+        about = json.loads((folder / "bank.json").read_text(encoding="utf-8"))
         fields = np.load(folder / "fields.npy", mmap_mode="r", allow_pickle=False)
-        if about["format"] != FORMAT or len(fields) != len(about["examples"]):
+        text = load_text(folder / "text.safetensors")
+        column = {k: tuple(o[k] for o in about["objects"]) for k in COLUMNS}
+        owners = np.array([e["object"] for e in about["examples"]], dtype=np.int64)
+        captions = tuple(tuple(text.row_of[s] for s in e["captions"]) for e in about["examples"])
+        variants = tuple(Variant.from_dict(e["variant"]) for e in about["examples"])
+        fits = fields.shape == (len(owners), FIELD_CHANNELS, *[fields.shape[-1]] * 3) and fields.dtype == np.float16
+        if about["format"] != FORMAT or not fits or not bool(((owners >= 0) & (owners < len(about["objects"]))).all()):
             raise ValueError("its tables do not fit each other")
-    except (OSError, ValueError, KeyError) as error:
+        return FieldBank(fields, text, owners, captions, variants, *(column[k] for k in COLUMNS), float(about["limit"]))
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise InputError(f"{folder} holds no field bank ({error}); build it again.") from error
-    text = load_text(folder / "text.safetensors")
-    column = {k: tuple(o[k] for o in about["objects"]) for k in COLUMNS}
-    owners = np.array([e["object"] for e in about["examples"]], dtype=np.int64)
-    captions = tuple(tuple(text.row_of[s] for s in e["captions"]) for e in about["examples"])
-    variants = tuple(Variant.from_dict(e["variant"]) for e in about["examples"])
-    return FieldBank(fields, text, owners, captions, variants, *(column[k] for k in COLUMNS), about["limit"])
 
 
 def _in_order(pool: ProcessPoolExecutor, jobs, workers: int):

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from diffusion.field import FIELD_CHANNELS
 from diffusion.field_codec import FieldCodec, from_bytes, to_bytes
 from diffusion.models.attribute_predictor import AttributePredictor
 from diffusion.models.latent_denoiser import LatentDenoiser
@@ -32,6 +35,10 @@ FORMAT = "splatsmith text 1"
 NETWORKS = {"denoiser": LatentDenoiser, "upsampler": VolumeUNet, "attributes": AttributePredictor}
 FROM_DISK = {"use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": False}  # the last, or diffusers warns
 PREVIEW_SIDE = 192  # px
+# what files raise that somebody wrote or cut; a lack of GPU memory is none of these
+_BROKEN = (
+    OSError, KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError, AssertionError, SafetensorError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,12 +72,13 @@ class TextToVolume:
         try:
             codec, vocabulary = _tables(folder, facts)
             networks = {
-                name: kind.from_pretrained(folder / name, **FROM_DISK).float().eval().to(device)
-                for name, kind in NETWORKS.items()
+                name: kind.from_pretrained(folder / name, **FROM_DISK).float().eval() for name, kind in NETWORKS.items()
             }
+            _check_fit(codec, vocabulary, networks)
             licences = tuple(str(x) for x in facts["licences"])
-        except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise _damaged(folder, str(error).splitlines()[0]) from error
+        except _BROKEN as error:
+            raise _damaged(folder, error) from error
+        networks = {name: network.to(device) for name, network in networks.items()}
         stages = (
             ShapeStage(networks["denoiser"], codec.to(device)),
             DetailStage(networks["upsampler"]),
@@ -157,8 +165,8 @@ def _checked(folder: Path) -> dict:
                 raise ValueError(f"{name!r} leads out of the folder")
             if _sha256(path) != digest:
                 raise ValueError(f"{name} is not the file that was written")
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _damaged(folder, str(error)) from error
+    except _BROKEN as error:
+        raise _damaged(folder, error) from error
     return facts
 
 
@@ -168,12 +176,30 @@ def _tables(folder: Path, facts: dict) -> tuple[FieldCodec, Vocabulary]:
     t = load_file(folder / "tables.safetensors")
     basis = from_bytes(t["basis"], t["basis_steps"][:, None])
     codec = FieldCodec(t["mean"].float(), basis, t["scales"], int(facts["resolution"]), float(facts["limit"]))
-    if len(facts["names"]) != len(t["directions"]):
-        raise ValueError(f"{len(facts['names'])} names and {len(t['directions'])} directions")
-    return codec, Vocabulary(tuple(facts["names"]), nn.functional.normalize(t["directions"].float(), dim=-1))
+    names, directions = tuple(facts["names"]), nn.functional.normalize(t["directions"].float(), dim=-1)
+    if not names or not all(isinstance(name, str) for name in names) or directions.shape[:-1] != (len(names),):
+        raise ValueError(f"{len(names)} names and directions {tuple(directions.shape)}")
+    return codec, Vocabulary(names, directions)
 
 
-def _damaged(folder: Path, reason: str) -> InputError:
+def _check_fit(codec: FieldCodec, vocabulary: Vocabulary, networks: dict[str, nn.Module]) -> None:
+    """Each file may be what its hash says and still belong to another set."""
+    shape, detail, attributes = (networks[name].config for name in NETWORKS)
+    if not 0 < codec.limit < math.inf or not all(bool(x.isfinite().all()) for x in (codec.mean, codec.basis, codec.scales)):
+        raise ValueError("the codec holds numbers that are none")
+    if shape.dimensions != codec.dimensions:
+        raise ValueError(f"a denoiser of {shape.dimensions} dimensions and a codec of {codec.dimensions}")
+    if (detail.in_channels, detail.out_channels, detail.timed) != (FIELD_CHANNELS, FIELD_CHANNELS, False):
+        raise ValueError("the upsampler is not one of fields")
+    if attributes.resolution != codec.resolution * detail.finer:
+        raise ValueError(f"attributes of {attributes.resolution}^3 nodes and fields of {codec.resolution * detail.finer}^3")
+    widths = (shape.text_dim, detail.text_dim), (shape.pooled_dim, attributes.pooled_dim, vocabulary.directions.shape[-1])
+    if any(len(set(w)) > 1 for w in widths):
+        raise ValueError(f"text features of different widths {widths}")
+
+
+def _damaged(folder: Path, error: Exception) -> InputError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return InputError(
         f"{folder} holds no whole weights of text to 3-D ({reason}); install splatsmith again, or give another --weights."
     )

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from diffusers.models.modeling_utils import ModelMixin
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from diffusion.attribution import attribution
@@ -31,7 +33,7 @@ from diffusion.models.volume_unet import VolumeUNet
 from diffusion.text_config import TextSampleConfig
 from diffusion.text_encoder import load_text_encoder
 from diffusion.text_stages import AttributeStage, DetailStage, Draft, ShapeStage
-from diffusion.text_to_volume import save_text_weights
+from diffusion.text_to_volume import FROM_DISK, save_text_weights
 from diffusion.train_attributes import (
     AttributeTrainConfig,
     FineExamples,
@@ -100,7 +102,7 @@ def train_text(step: str, work: Path, objects: Path | None, config: TextTrainCon
         own = replace(config.detail, loop=replace(config.detail.loop, minutes=config.minutes))
         network = yield from train_upsampler(examples, codec, own, work / "detail", device=config.device)
         return _saved(network, work / "detail")
-    upsampler = VolumeUNet.from_pretrained(_made(work, "detail") / "network", low_cpu_mem_usage=False).eval()
+    upsampler = _network(VolumeUNet, work, "detail")
     own = replace(config.attributes, loop=replace(config.attributes.loop, minutes=config.minutes))
     network = yield from train_attributes(examples, codec, upsampler, own, work / "attributes", device=config.device)
     return _saved(network, work / "attributes")
@@ -145,11 +147,9 @@ def load_stages(work: Path) -> tuple[ShapeStage, DetailStage, AttributeStage]:
     """The networks of a work folder, before they are packed."""
     codec = load_codec(_made(work, "shape") / "codec.safetensors")
     return (
-        ShapeStage(LatentDenoiser.from_pretrained(work / "shape" / "network", low_cpu_mem_usage=False).eval(), codec),
-        DetailStage(VolumeUNet.from_pretrained(_made(work, "detail") / "network", low_cpu_mem_usage=False).eval()),
-        AttributeStage(
-            AttributePredictor.from_pretrained(_made(work, "attributes") / "network", low_cpu_mem_usage=False).eval()
-        ),
+        ShapeStage(_network(LatentDenoiser, work, "shape"), codec),
+        DetailStage(_network(VolumeUNet, work, "detail")),
+        AttributeStage(_network(AttributePredictor, work, "attributes")),
     )
 
 
@@ -165,7 +165,7 @@ def save_codec(path: Path, codec: FieldCodec) -> None:
 
 def load_codec(path: Path) -> FieldCodec:
     """Raises InputError when it is missing or damaged."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
         with safe_open(str(path), framework="pt") as f:
@@ -183,8 +183,9 @@ def _pack(bank: FieldBank, codec: FieldCodec, work: Path) -> Path:
     vocabulary = learn_vocabulary(load_text_encoder(), names)
     networks = {"denoiser": shape.denoiser, "upsampler": detail.upsampler, "attributes": attributes.predictor}
     facts = {"objects": len(learnt), "examples": len(bank.examples("train"))}
-    save_text_weights(work / "weights", codec, vocabulary, networks, sorted({bank.licences[i] for i in learnt}), facts)
+    (work / "weights").mkdir(parents=True, exist_ok=True)
     (work / "weights" / "ATTRIBUTION.md").write_text(attribution(bank), encoding="utf-8")
+    save_text_weights(work / "weights", codec, vocabulary, networks, sorted({bank.licences[i] for i in learnt}), facts)
     return work / "weights"
 
 
@@ -197,3 +198,14 @@ def _made(work: Path, step: str) -> Path:
     if not (work / step).is_dir():
         raise InputError(f"{work} has no {step}/; run the step {step!r} first.")
     return work / step
+
+
+def _network(kind: type[ModelMixin], work: Path, step: str) -> ModelMixin:
+    """What the last sitting of `step` wrote at its end; one that was cut before wrote its state alone."""
+    folder = _made(work, step) / "network"
+    try:
+        return kind.from_pretrained(folder, **FROM_DISK).eval()
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        told = f"{folder} holds no network that loads ({reason})"
+        raise InputError(f"{told}; run the step {step!r} to the end of a sitting.") from error

@@ -1,17 +1,22 @@
 """From meshes to packed weights to a volume, in miniature; and weights that are not what they should be."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_objects import box, joined, write_packed
 
 from diffusion.data.augment import AugmentConfig
-from diffusion.field_bank import BankConfig, open_bank
+from diffusion.data.object_set import open_objects
+from diffusion.field_bank import BankConfig, build_bank, open_bank
 from diffusion.fit_volume import VolumeFitConfig
 from diffusion.text_config import TextSampleConfig
+from diffusion.text_encoder import load_text_encoder
 from diffusion.text_to_volume import TextToVolume
 from diffusion.train_attributes import AttributeTrainConfig, FineExamples, UpsamplerTrainConfig
 from diffusion.train_latents import LatentTrainConfig
@@ -151,18 +156,83 @@ def test_weights_that_are_not_whole_are_refused(work, tmp_path, damage):
         TextToVolume.load(folder)
 
 
-def test_networks_of_another_shape_are_refused_though_their_hashes_hold(work, tmp_path):
-    import hashlib
+def rehash(folder):
+    """weights.json as whoever changed the files on purpose would write it."""
+    facts = json.loads((folder / "weights.json").read_text())
+    facts["files"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in facts["files"]}
+    (folder / "weights.json").write_text(json.dumps(facts))
 
+
+@pytest.mark.parametrize("damage", ["shape", "cut", "no tables", "flat table", "dimensions", "resolution", "no names", "limit"])
+def test_weights_that_do_not_fit_are_refused_though_their_hashes_hold(work, tmp_path, damage):
     folder = tmp_path / "weights"
     shutil.copytree(work / "weights", folder)
-    config = folder / "denoiser" / "config.json"
-    config.write_text(config.read_text().replace('"width": 32', '"width": 48'))
-    facts = json.loads((folder / "weights.json").read_text())
-    facts["files"]["denoiser/config.json"] = hashlib.sha256(config.read_bytes()).hexdigest()
-    (folder / "weights.json").write_text(json.dumps(facts))
+    tables, about = folder / "tables.safetensors", folder / "weights.json"
+    facts, arrays = json.loads(about.read_text()), load_file(tables)
+    if damage == "shape":
+        config = folder / "denoiser" / "config.json"
+        config.write_text(config.read_text().replace('"width": 32', '"width": 48'))
+    elif damage == "cut":
+        tables.write_bytes(tables.read_bytes()[:-10])
+    elif damage == "no tables":
+        save_file({}, tables)
+    elif damage == "flat table":
+        save_file(arrays | {"basis_steps": torch.tensor(1.0)}, tables)
+    elif damage == "dimensions":
+        save_file({k: v[:5] if k in ("basis", "basis_steps", "scales") else v for k, v in arrays.items()}, tables)
+    elif damage == "resolution":
+        config = folder / "attributes" / "config.json"
+        config.write_text(config.read_text().replace('"resolution": 16', '"resolution": 24'))
+    elif damage == "no names":
+        save_file(arrays | {"directions": arrays["directions"][:0]}, tables)
+        about.write_text(json.dumps(facts | {"names": []}))
+    else:
+        about.write_text(json.dumps(facts | {"limit": -1}))
+    rehash(folder)
     with pytest.raises(InputError, match="holds no whole weights"):
         TextToVolume.load(folder)
+
+
+def test_a_bank_that_was_cut_is_no_bank_though_an_older_one_was_whole(work, tmp_path):
+    folder = tmp_path / "bank"
+    shutil.copytree(work / "bank", folder)
+    assert open_bank(folder).keys
+    objects = open_objects(work.parent / "objects")
+    job = build_bank(objects, work / "volumes", folder, load_text_encoder(), CONFIG.bank)
+    assert next(job).stage == "fields"
+    job.close()
+    with pytest.raises(InputError, match="holds no field bank"):
+        open_bank(folder)
+
+
+@pytest.mark.parametrize("damage", ["objects", "examples", "format", "fields", "a list"])
+def test_a_bank_whose_tables_do_not_fit_is_refused(work, tmp_path, damage):
+    folder = tmp_path / "bank"
+    shutil.copytree(work / "bank", folder)
+    about = json.loads((folder / "bank.json").read_text())
+    if damage == "objects":
+        about["objects"].pop()
+    elif damage == "examples":
+        del about["examples"][0]["captions"]
+    elif damage == "format":
+        about["format"] = "another"
+    elif damage == "fields":
+        np.save(folder / "fields.npy", np.load(folder / "fields.npy")[:, :3])
+    else:
+        about = [about]
+    (folder / "bank.json").write_text(json.dumps(about))
+    with pytest.raises(InputError, match="holds no field bank"):
+        open_bank(folder)
+
+
+def test_a_network_whose_training_was_cut_is_named(work, tmp_path):
+    """Before the end of a sitting there is a state and no network."""
+    folder = tmp_path / "work"
+    shutil.copytree(work, folder)
+    shutil.rmtree(folder / "detail" / "network")
+    for step in ("attributes", "pack"):
+        with pytest.raises(InputError, match="run the step 'detail' to the end of a sitting"):
+            value(train_text(step, folder, None, CONFIG))
 
 
 def test_steps_out_of_order_say_which_is_missing(tmp_path):
