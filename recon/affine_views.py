@@ -33,7 +33,7 @@ def extract_affine(image: Tensor, config: FeatureConfig, device: torch.device | 
     keypoints, descriptors = [np.zeros((0, 2))], [np.zeros((0, 128), np.float32)]
     for squeeze, direction in VIEWS:
         picture, linear, shift = _view(grey, squeeze, direction)
-        places, found = detect_sift(picture, config.max_keypoints // len(VIEWS))
+        places, found = detect_sift(picture, max(config.max_keypoints // len(VIEWS), 1))  # 0 would be no limit
         places = (places - 0.5 - shift) @ np.linalg.inv(linear).T + 0.5
         inside = ((places > 4) & (places < [grey.shape[1] - 4, grey.shape[0] - 4])).all(axis=1)
         keypoints.append(places[inside] * [width / grey.shape[1], height / grey.shape[0]])

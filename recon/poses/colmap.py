@@ -123,6 +123,7 @@ def solve(photos: Sequence[Photo], config: PoseConfig) -> Solver:
     SIFT first: its keypoints are exact to 0.2-0.5 px, XFeat's to 1 px, and it needs no network. Where it leaves a photo out or
     a doubt, XFeat's matches, which bridge wider baselines, join in, and the better solution counts. Where that still leaves a
     photo out, and nothing speaks against the photos that are placed, these are the core of a third round with affine views.
+    A solution that nothing speaks against is kept, with a warning, when a later round runs out of time.
     """
     if len(photos) < 2:
         raise InputError(f"{len(photos)} photo given; depth needs at least 2 photos from different places, better 8 or more.")
@@ -140,6 +141,7 @@ def solve(photos: Sequence[Photo], config: PoseConfig) -> Solver:
     pairs: list[tuple[int, int]] = []
     greys: list[np.ndarray] = []
     repeats: tuple[np.ndarray, ...] | None = None
+    notes: tuple[str, ...] = ()
     for kinds in rounds[config.features]:
         core = best_of(attempts) if "affine" in kinds else None
         if "affine" in kinds and (core is None or not core.can_grow):
@@ -153,7 +155,16 @@ def solve(photos: Sequence[Photo], config: PoseConfig) -> Solver:
         problem = pose_problem(photos, [features[k] for k in kinds], pairs, [matches[k] for k in kinds], config)
         problem = replace(problem, exact=kinds == ("sift",))
         greys = greys or pictures(photos, problem)
-        verified, solutions = yield from map_problem(problem, names, greys, repeats, config)
+        try:
+            verified, solutions = yield from map_problem(problem, names, greys, repeats, config)
+        except (InputError, StoppedLate) as stopped:
+            sound = best_of(attempts)
+            judged_anew = core is None and isinstance(stopped, InputError)  # more matches show that there is no depth
+            if sound is None or not sound.undoubted or judged_anew:
+                raise
+            notes = (f"The {len(sound.judgement.kept)} photos placed at first are kept; a wider search ended early: {stopped}",)
+            log.warning("%s", notes[0])
+            break
         repeats = verified.second
         found = [Attempt(kinds, dict(features), problem, verified, s, judge(problem, verified, s, names)) for s in solutions]
         attempts += [attempt for attempt in found if core is None or (attempt.undoubted and agree(core, attempt))]
@@ -168,7 +179,7 @@ def solve(photos: Sequence[Photo], config: PoseConfig) -> Solver:
     best = best_of(attempts)
     if best.judgement.refusal:
         raise StoppedLate(best.judgement.refusal)
-    return as_poses(photos, best, time.monotonic() - started)
+    return as_poses(photos, best, time.monotonic() - started, notes)
 
 
 def extract_all(
@@ -349,8 +360,8 @@ def run_steps(folder: Path, steps: Sequence[str], config: PoseConfig) -> Generat
             log.warning("the step %s of the pose solver ended with status %d: %s", step, process.returncode, reason)
 
 
-def as_poses(photos: Sequence[Photo], best: Attempt, seconds: float) -> Poses:
-    """What is believed of a solution, in the photos' own pixels, with colours and observations."""
+def as_poses(photos: Sequence[Photo], best: Attempt, seconds: float, notes: tuple[str, ...] = ()) -> Poses:
+    """What is believed of a solution, in the photos' own pixels, with colours and observations; `notes` join the warnings."""
     problem, solution, judgement = best.problem, restricted(best.solution, best.judgement.kept), best.judgement
     cameras: list[Cameras | None] = [None] * len(photos)
     k1 = [0.0] * len(photos)
@@ -367,7 +378,7 @@ def as_poses(photos: Sequence[Photo], best: Attempt, seconds: float) -> Poses:
         None if camera is not None else judgement.dropped.get(number) or why_not(number, photos, problem, best.verified)
         for number, camera in enumerate(cameras)
     ]
-    warnings = judgement.warnings
+    warnings = judgement.warnings + notes
     if judgement.explained < CLEAR:
         warnings += (
             f"The cameras explain only {judgement.explained:.0%} of what the photos share; "
