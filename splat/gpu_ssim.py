@@ -54,6 +54,7 @@ def fastest_ssim_map(device: torch.device) -> SsimMap:
     return min(seconds, key=seconds.get)
 
 
+@torch.enable_grad()  # the first one to ask may be without
 def seconds_of(ssim: SsimMap, device: torch.device, side: int = 512) -> float:
     """Of a value and its gradient for an image of `side` pixels, the best of a few."""
     truth = torch.rand(1, side, side, 3, device=device)

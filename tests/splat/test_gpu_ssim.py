@@ -57,6 +57,11 @@ def test_the_faster_one_is_taken(monkeypatch):
         assert fastest_ssim_map(torch.device("cpu")) is winner
 
 
+def test_the_timing_works_where_gradients_are_off():
+    with torch.no_grad():
+        assert 0 < gpu_ssim.seconds_of(ssim_map, torch.device("cpu"), side=16) < 60
+
+
 def test_without_a_compiler_the_map_stays_with_one_warning(monkeypatch, caplog):
     def broken(f, **_):
         def call(*_):
