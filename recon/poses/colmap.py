@@ -82,9 +82,9 @@ def best_of(attempts: Sequence[Attempt]) -> Attempt | None:
 
 
 def agree(core: Attempt, wider: Attempt) -> bool:
-    """Does `wider` keep every photo of `core`, turned to each other as there? A photo added wrongly bends the others."""
-    common = sorted(set(core.judgement.kept) & set(wider.judgement.kept))
-    if len(common) < len(core.judgement.kept):
+    """Does `wider` add to the photos of `core`, turned to each other as there? A photo added wrongly bends the others."""
+    common = sorted(core.judgement.kept)
+    if not set(common) < set(wider.judgement.kept):  # with the same photos, the exacter keypoints of `core` are better
         return False
     turns = [a.solution.pose[np.searchsorted(a.solution.photos, common), :, :3] for a in (core, wider)]  # [K, 3, 3]
     first, second = (np.einsum("iab,jcb->ijac", t, t) for t in turns)  # from photo j to photo i

@@ -95,6 +95,7 @@ def test_a_wider_solution_must_turn_the_core_as_before():
     assert agree(core, attempt((0, 1, 2, 3), [50, 80, 111, 140]))  # the world may be turned
     assert not agree(core, attempt((0, 1, 2, 3), [0, 30, 100, 90]))
     assert not agree(core, attempt((0, 1, 3), [0, 30, 60, 90]))  # a photo of the core is lost
+    assert not agree(core, attempt((0, 1, 2), [0, 30, 60]))  # no photo is won
 
 
 def test_only_pairs_that_can_hang_a_photo_on_the_others_are_matched():
