@@ -182,9 +182,11 @@ class Train(Machine):
     objects: Path | None = None
     """Objects to learn from, for the first two steps: a folder of .glb, .obj or .ply files, or a packed set."""
     minutes: float = 0
-    """End this sitting after so many minutes, and save; 0 trains to the end."""
+    """End a network's sitting after so many minutes, and save; 0 trains to the end."""
     steps: int | None = None
     """Optimiser steps of a network, over all sittings; each network has its own default."""
+    lr: float | None = None
+    """Learning rate of a network; each network has its own default."""
     workers: int = 1
     """Objects at a time, in the first two steps."""
     presumed_licences: bool = False

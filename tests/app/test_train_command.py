@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "diffusion"))
 from tiny_objects import box, write_packed
 
 from app import __main__ as entry
+from splat.progress import Progress
 
 
 @pytest.fixture
@@ -40,6 +42,11 @@ def test_volumes_of_objects_with_confirmed_licences(objects, tmp_path, capsys):
         (["text-pack", "--minutes", "-1"], "minutes are 0 or more"),
         (["text-volumes", "--objects", "nowhere"], "There is no folder nowhere"),
         (["text-shape", "--threads", "0"], "give 1 or more"),
+        (["text-shape", "--minutes", "nan"], "minutes are 0 or more"),
+        (["text-shape", "--seed", "-1"], "give 0 to 2147483647"),
+        (["text-shape", "--seed", str(2**63)], "give 0 to 2147483647"),
+        (["text-shape", "--lr", "0"], "no learning rate"),
+        (["text-bank", "--steps", "5"], "trains no network"),
     ],
 )
 def test_what_cannot_be_trained_is_one_sentence_and_leaves_nothing(words, sentence, tmp_path, capsys):
@@ -48,3 +55,28 @@ def test_what_cannot_be_trained_is_one_sentence_and_leaves_nothing(words, senten
     errors = capsys.readouterr().err.strip()
     assert sentence in errors and len(errors.splitlines()) == 1
     assert not work.exists()
+
+
+def test_options_reach_the_step_and_a_sitting_that_ends_early_says_so(monkeypatch, tmp_path, capsys):
+    seen = {}
+
+    def stand_in(step, work, objects, config):
+        seen.update(step=step, config=config, threads=torch.get_num_threads())
+        yield Progress("training", 7, 40, values={"loss": 1.0})
+        return work / "made"
+
+    monkeypatch.setattr("diffusion.train_text.train_text", stand_in)
+    threads = torch.get_num_threads()
+    try:
+        words = ["--seed", "5", "--threads", "1", "--device", "cpu"]
+        assert entry.main(["train", "text-shape", str(tmp_path), *words, "--steps", "40", "--lr", "0.002", "--json"]) == 0
+        loop = seen["config"].shape.loop
+        assert (seen["step"], seen["threads"], loop.seed, loop.steps, loop.lr) == ("shape", 1, 5, 40, 0.002)
+        notes = [e.get("note", "") for e in map(json.loads, capsys.readouterr().out.splitlines())]
+        assert any("7 of 40 steps are trained; run the same command again" in note for note in notes)
+        for step in ("volumes", "bank"):
+            assert entry.main(["train", f"text-{step}", str(tmp_path), *words, "--quiet"]) == 0
+            assert getattr(seen["config"], step).seed == 5
+        assert entry.main(["train", "text-pack", str(tmp_path), *words, "--quiet"]) == 0
+    finally:
+        torch.set_num_threads(threads)
