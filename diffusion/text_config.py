@@ -12,7 +12,7 @@ class TextSampleConfig:
     """How a sentence becomes a volume."""
 
     steps: int = 10  # network calls of the shape stage
-    guidance: float = 2.0  # weight of the sentence against no sentence; 1 is the plain conditional model
+    guidance: float = 3.0  # weight of the sentence against no sentence; 1 is the plain conditional model
     plan: str = "deis2"  # sampler: a preset of diffusion.samplers.plan
     threads: int | None = None  # CPU threads; None leaves torch's setting
 
