@@ -20,7 +20,7 @@ from diffusion.field import Nearest, nearest_centres
 from diffusion.field_bank import FieldBank
 from diffusion.field_codec import FieldCodec
 from diffusion.fit_volumes import volume_path
-from diffusion.models.attribute_predictor import AttributePredictor
+from diffusion.models.attribute_predictor import AttributePredictor, Attributes
 from diffusion.models.volume_unet import VolumeUNet
 from diffusion.text_encoder import TextFeatures
 from diffusion.text_stages import interpolated, upsampled
@@ -43,25 +43,30 @@ from splat.sh import from_rgb, to_rgb
 
 
 class FineExamples:
-    """The bank's examples with their fields at the resolution of the volumes, made on demand; searches are kept in memory."""
+    """The bank's examples with their fields at the resolution of the volumes, made on demand.
+
+    Searches are kept in memory, and of volumes the rows of their Gaussians: a tenth of the grid.
+    """
 
     def __init__(self, bank: FieldBank, volumes: Path, split: str) -> None:
         self.bank, self.volumes = bank, volumes
         self.rows = [int(i) for i in bank.examples(split) if bank.variants[i].stretch == (1.0, 1.0)]
-        self.kept: dict[int, tuple[SplatVolume, Nearest]] = {}
+        self.kept: dict[int, tuple[Tensor, Tensor, Nearest]] = {}  # flat nodes [N], rows [N, 13]
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def object(self, owner: int) -> tuple[SplatVolume, Nearest]:
-        """The canonical volume of an object, and which Gaussian is nearest to each node."""
+    def object(self, owner: int) -> tuple[Tensor, Tensor, Nearest]:
+        """Of an object's canonical volume the nodes [N] and rows [N, 13], and which Gaussian is nearest to each node."""
         if owner not in self.kept:
             fitted = load_volume(volume_path(self.volumes, self.bank.keys[owner]))[0]
             splats, nodes = fitted.to_splats(), fitted.active[0].flatten().nonzero().squeeze(-1)
             volume = SplatVolume.from_splats(splats, canonical_nodes(splats.means, nodes, fitted.resolution), fitted.resolution)
             found = nearest_centres(volume.to_splats().means, fitted.resolution)
+            nodes = volume.active[0].flatten().nonzero().squeeze(-1)
             self.kept[owner] = (
-                volume,
+                nodes.int(),
+                volume.features[0].flatten(1).T[nodes].clone(),
                 replace(found, distance=found.distance.astype(np.float16), index=found.index.astype(np.int32)),
             )
         return self.kept[owner]
@@ -69,20 +74,19 @@ class FineExamples:
     def volume(self, i: int) -> SplatVolume:
         """The Gaussians of example i: one cube."""
         row = self.rows[i]
-        volume, _ = self.object(int(self.bank.objects[row]))
+        nodes, rows, found = self.object(int(self.bank.objects[row]))
         variant = self.bank.variants[row]
-        features, active = volume.features.clone(), volume.active[0]
-        rgb = to_rgb(features[0, COLOUR, active].T).clamp(0, 1)
-        features[0, COLOUR, active] = from_rgb(variant.colours(rgb)).T
-        volume = replace(volume, features=features)
+        rows = rows.clone()
+        rows[:, COLOUR] = from_rgb(variant.colours(to_rgb(rows[:, COLOUR]).clamp(0, 1)))
+        volume = Attributes(torch.zeros(len(rows), dtype=torch.int64), nodes.long(), rows).volume(1, found.resolution, 1.5)
         return volume.mirrored() if variant.mirrored else volume
 
     def fine(self, i: int) -> Tensor:
         """[4, R, R, R]"""
         row = self.rows[i]
-        volume, found = self.object(int(self.bank.objects[row]))
+        _, rows, found = self.object(int(self.bank.objects[row]))
         variant = self.bank.variants[row]
-        field = found.field(variant.colours(to_rgb(volume.to_splats().sh[:, 0]).clamp(0, 1)))
+        field = found.field(variant.colours(to_rgb(rows[:, COLOUR]).clamp(0, 1)))
         return field.flip(-1) if variant.mirrored else field
 
     def coarse(self, i: int) -> Tensor:
@@ -235,7 +239,11 @@ def latent_noise(count: int, most: float, deviations: Tensor, generator: torch.G
 
 
 def channel_loss(rows: Tensor, true: Tensor, std: Tensor) -> Tensor:
-    """Rows [M, 13] against the fitted volume's at the same nodes: who is there, and what those who are look like."""
+    """Rows [M, 13] against the fitted volume's at the same nodes: who is there, what those who are look like; 0 if M is 0."""
+    if len(rows) == 0:  # a made field without a surface; the mean of nothing is not a number
+        return rows.sum()
+    if not len(rows):  # a made field without a surface: nothing to compare, and a mean over nothing is NaN
+        return rows.sum()
     there = true[:, OPACITY] > ACTIVE_LOGIT
     presence = nn.functional.binary_cross_entropy_with_logits(rows[:, OPACITY], true[:, OPACITY].sigmoid() * there)
     if not bool(there.any()):
