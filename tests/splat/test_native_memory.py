@@ -36,11 +36,12 @@ def rubbish(monkeypatch):
 
 
 def splats_of(n, degree):
-    """Some behind the camera, some outside the image, some hidden and some too faint to be drawn."""
+    """Some behind the camera, some outside the image, some hidden, some too faint, and a long row that nobody sees."""
     g = torch.Generator().manual_seed(n)
     means, quats, scales, logits, sh = (
         torch.randn(n, *shape, generator=g) for shape in ((3,), (4,), (3,), (), ((degree + 1) ** 2, 3))
     )
+    logits[n // 3 : n // 3 + 50] = -10  # longer than a vector of the kernels
     return Splats(1.5 * means, quats, -2.5 + 0.7 * scales, 4 * logits, 0.4 * sh)
 
 
