@@ -42,7 +42,8 @@ def splats_of(n, degree):
         torch.randn(n, *shape, generator=g) for shape in ((3,), (4,), (3,), (), ((degree + 1) ** 2, 3))
     )
     logits[n // 3 : n // 3 + 50] = -10  # longer than a vector of the kernels
-    return Splats(1.5 * means, quats, -2.5 + 0.7 * scales, 4 * logits, 0.4 * sh)
+    size = -1.0 if n > 2000 else -2.5  # large ones finish every pixel of a tile before its list ends
+    return Splats(1.5 * means, quats, size + 0.7 * scales, 4 * logits, 0.4 * sh)
 
 
 def drawn(case):
