@@ -12,10 +12,14 @@ LICENCES = {  # as sources write them -> where they are
     "CC-BY-3.0-US": "https://creativecommons.org/licenses/by/3.0/us/",
     "CC-BY-4.0": "https://creativecommons.org/licenses/by/4.0/",
 }
+MANY = 40  # objects whose names are no longer listed where no licence asks for them
 
 
 def attribution(bank: FieldBank) -> str:
-    """Markdown: the training objects of `bank` by source and licence, with their authors, and names where there are few."""
+    """Markdown: the training objects of `bank` by source and licence, with their authors and names.
+
+    Of many public-domain (CC0) objects by one author the count alone: other licences ask for the titles.
+    """
     groups = defaultdict(lambda: defaultdict(list))
     for i, split in enumerate(bank.splits):
         if split == "train":
@@ -33,7 +37,8 @@ def attribution(bank: FieldBank) -> str:
         lines += [f"## {source or 'Unnamed source'}", ""]
         lines += [f"{count} objects, {licence or 'no licence named'}{f' ({where})' if where else ''}", ""]
         for author, names in sorted(authors.items()):
-            shown = f"{len(names)} objects" if len(names) > 40 else ", ".join(sorted(names))
+            counted = len(names) > MANY and licence.startswith("CC0")
+            shown = f"{len(names)} objects" if counted else ", ".join(sorted(names))
             lines.append(f"- {author}: {shown}")
         lines.append("")
     return "\n".join(lines)
