@@ -41,6 +41,8 @@ from splat.progress import Progress
 from splat.render import RenderOptions, render
 from splat.sh import from_rgb, to_rgb
 
+MAX_OFFSET = 1.5  # spacings, of the volumes that are learnt from
+
 
 class FineExamples:
     """The bank's examples with their fields at the resolution of the volumes, made on demand.
@@ -51,22 +53,23 @@ class FineExamples:
     def __init__(self, bank: FieldBank, volumes: Path, split: str) -> None:
         self.bank, self.volumes = bank, volumes
         self.rows = [int(i) for i in bank.examples(split) if bank.variants[i].stretch == (1.0, 1.0)]
-        self.kept: dict[int, tuple[Tensor, Tensor, Nearest]] = {}  # flat nodes [N], rows [N, 13]
+        self.kept: dict[int, tuple[Tensor, Tensor, Nearest]] = {}  # flat nodes [N], channels [13, N]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def object(self, owner: int) -> tuple[Tensor, Tensor, Nearest]:
-        """Of an object's canonical volume the nodes [N] and rows [N, 13], and which Gaussian is nearest to each node."""
+        """Of an object's canonical volume the nodes [N] and channels [13, N], and which Gaussian is nearest to each node."""
         if owner not in self.kept:
             fitted = load_volume(volume_path(self.volumes, self.bank.keys[owner]))[0]
             splats, nodes = fitted.to_splats(), fitted.active[0].flatten().nonzero().squeeze(-1)
-            volume = SplatVolume.from_splats(splats, canonical_nodes(splats.means, nodes, fitted.resolution), fitted.resolution)
+            nodes = canonical_nodes(splats.means, nodes, fitted.resolution)
+            volume = SplatVolume.from_splats(splats, nodes, fitted.resolution, max_offset=MAX_OFFSET)
             found = nearest_centres(volume.to_splats().means, fitted.resolution)
             nodes = volume.active[0].flatten().nonzero().squeeze(-1)
             self.kept[owner] = (
                 nodes.int(),
-                volume.features[0].flatten(1).T[nodes].clone(),
+                volume.features[0].flatten(1)[:, nodes],
                 replace(found, distance=found.distance.astype(np.float16), index=found.index.astype(np.int32)),
             )
         return self.kept[owner]
@@ -74,19 +77,20 @@ class FineExamples:
     def volume(self, i: int) -> SplatVolume:
         """The Gaussians of example i: one cube."""
         row = self.rows[i]
-        nodes, rows, found = self.object(int(self.bank.objects[row]))
+        nodes, channels, found = self.object(int(self.bank.objects[row]))
         variant = self.bank.variants[row]
-        rows = rows.clone()
-        rows[:, COLOUR] = from_rgb(variant.colours(to_rgb(rows[:, COLOUR]).clamp(0, 1)))
-        volume = Attributes(torch.zeros(len(rows), dtype=torch.int64), nodes.long(), rows).volume(1, found.resolution, 1.5)
+        channels = channels.clone()
+        channels[COLOUR] = from_rgb(variant.colours(to_rgb(channels[COLOUR].T).clamp(0, 1))).T
+        made = Attributes(torch.zeros(len(nodes), dtype=torch.int64), nodes.long(), channels.T)
+        volume = made.volume(1, found.resolution, MAX_OFFSET)
         return volume.mirrored() if variant.mirrored else volume
 
     def fine(self, i: int) -> Tensor:
         """[4, R, R, R]"""
         row = self.rows[i]
-        _, rows, found = self.object(int(self.bank.objects[row]))
+        _, channels, found = self.object(int(self.bank.objects[row]))
         variant = self.bank.variants[row]
-        field = found.field(variant.colours(to_rgb(rows[:, COLOUR]).clamp(0, 1)))
+        field = found.field(variant.colours(to_rgb(channels.T.contiguous()[:, COLOUR]).clamp(0, 1)))
         return field.flip(-1) if variant.mirrored else field
 
     def coarse(self, i: int) -> Tensor:
