@@ -1,5 +1,6 @@
 """The text command with the networks that ship with the package, and with folders that hold none."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -58,3 +59,12 @@ def test_damaged_weights_are_one_sentence_and_nothing_is_written(weights, tmp_pa
     assert splatsmith("a chair", "--weights", copy, "--out", tmp_path / "R") == 2
     assert "tables.safetensors is not the file that was written" in capsys.readouterr().err
     assert not (tmp_path / "R").exists()
+
+
+def test_what_ships_is_small_and_says_whose_objects_it_learnt_from(weights):
+    sizes = [path.stat().st_size for path in weights.rglob("*") if path.is_file()]
+    assert max(sizes) <= 16 * 2**20 and sum(sizes) <= 32 * 2**20
+    licences = set(json.loads((weights / "weights.json").read_text(encoding="utf-8"))["licences"])
+    assert licences and not any("presumed" in licence for licence in licences)
+    stated = (weights / "ATTRIBUTION.md").read_text(encoding="utf-8")
+    assert all(licence in stated for licence in licences)

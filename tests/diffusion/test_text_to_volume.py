@@ -51,7 +51,9 @@ def work(tmp_path_factory):
     things = {
         "red box": box((200, 30, 30)), "blue box": box((30, 60, 200), (0.6, 1.0, 0.6)),
         "green plate": box((40, 160, 60), (1.0, 0.2, 0.8)),
-        "white cross": joined(box((240, 240, 240), (1.0, 0.3, 0.3)), box((240, 240, 240), (0.3, 1.0, 0.3))),
+        "white cross": joined(  # heavy on one side: a mirror image that is forgotten shows
+            box((240, 240, 240), (1.0, 0.2, 0.2)), box((240, 240, 240), (0.25, 1.0, 0.5), (-0.375, 0, 0))
+        ),
     }  # fmt: skip
     rows = [{"id": f"own/{n}", "name": n, "group": n.split()[1], "license": "CC0-1.0", "author": "A. Maker"} for n in things]
     write_packed(folder / "objects", list(things.values()), rows)
@@ -80,6 +82,8 @@ def test_bank_holds_every_object_with_its_variants_and_true_captions(work):
 def test_examples_of_the_later_stages_agree_with_the_bank(work):
     """The same object, recoloured and mirrored alike, at both resolutions."""
     examples = FineExamples(open_bank(work / "bank"), work / "volumes", "train")
+    crosses = [v for v, o in zip(examples.bank.variants, examples.bank.objects, strict=True) if o == 3]
+    assert any(v.mirrored for v in crosses)
     for i in range(len(examples)):
         fine, coarse = examples.fine(i), examples.coarse(i)
         pooled = torch.nn.functional.avg_pool3d(fine[None], 2)[0]
