@@ -236,17 +236,22 @@ def sample_rows(
             without.append(noun_agreement(samples, wanted, known, nouns, left_out))
     chance = 1 / len(set(wanted))
     return [
-        agreement("samples", results) | {"judge CPU seconds": seconds, "nouns": by_noun(results, wanted)},
-        *([agreement("samples, without the nearest shape", without)] if nearest else []),
-        agreement("samples, shuffled text", control),
+        agreement("samples", results, wanted) | {"judge CPU seconds": seconds, "nouns": by_noun(results, wanted)},
+        *([agreement("samples, without the nearest shape", without, wanted)] if nearest else []),
+        agreement("samples, shuffled text", control, wanted),
         {"row": "chance", "NN@1": chance, "any of 5": 1 - (1 - chance) ** 5, "n": len(wanted)},
     ]
 
 
-def agreement(row: str, results: list) -> dict:
-    """Means over the galleries; the standard error is that of the samples, each with its mean over the galleries."""
+def agreement(row: str, results: list, groups: list[str] | None = None) -> dict:
+    """Means over the galleries; the standard error is that of the samples, each with its mean over the galleries.
+
+    Samples of one group, the seeds of a noun, are no independent witnesses: with `groups` the error is that of their means.
+    """
     hits = torch.stack([r.agrees[:, 0].double() for r in results])  # [draws, N]
     each = hits.mean(0) if len({len(r.agrees) for r in results}) == 1 else hits[0]
+    if groups is not None:
+        each = torch.stack([each[[i for i, g in enumerate(groups) if g == group]].mean() for group in dict.fromkeys(groups)])
     return {
         "row": row,
         "NN@1": float(hits.mean()),
