@@ -62,7 +62,7 @@ class AttributePredictor(ModelMixin, ConfigMixin):
     def forward(self, fields: Tensor, pooled: Tensor) -> Attributes:
         r, limit = self.config.resolution, self.config.limit
         distance = distance_of(fields, limit)
-        batch, z, y, x = (distance < REACH / r).nonzero(as_tuple=True)
+        batch, z, y, x = (distance < min(REACH / r, limit)).nonzero(as_tuple=True)
         where = (batch, z, y, x)
         near = _around(fields[:, :1], where, 2)
         colours = _around(fields[:, 1:], where, 1)

@@ -68,10 +68,11 @@ def _fields(count: int, resolution: int = 8) -> torch.Tensor:
     )
 
 
-def test_codec_with_as_many_components_as_examples_loses_nothing():
+def test_codec_with_as_many_components_as_examples_loses_only_what_bytes_round_off():
     fields = _fields(20)
     codec = FieldCodec.learn(fields, 19, 0.3)
-    assert torch.allclose(codec.decode(codec.encode(fields)), fields, atol=2e-4)
+    spread = (fields - fields.mean(0)).norm()
+    assert float((codec.decode(codec.encode(fields)) - fields).norm() / spread) < 0.02
 
 
 def test_codec_latents_are_centred_of_unit_power_and_fall_in_size():
@@ -86,7 +87,7 @@ def test_codec_latents_are_centred_of_unit_power_and_fall_in_size():
 def test_codec_decoding_then_encoding_gives_the_latent_back():
     codec = FieldCodec.learn(_fields(60), 16, 0.3)
     latents = torch.randn(4, 16, generator=torch.Generator().manual_seed(1))
-    assert torch.allclose(codec.encode(codec.decode(latents)), latents, atol=1e-4)
+    assert float((codec.encode(codec.decode(latents)) - latents).norm() / latents.norm()) < 0.02  # components in bytes
 
 
 def test_codec_error_falls_with_components():
