@@ -166,7 +166,7 @@ def train_upsampler(
             start = field_loss(interpolated(seen, bank.limit, fine.shape[-1]), fine).mean()
         return each.mean(), {"interpolated": float(start)}
 
-    deviations = latents_of(bank, codec, bank.examples("train")[::7]).std(0)
+    deviations = deviations_of_latents(bank, codec)
     torch.manual_seed(config.loop.seed)
     network = VolumeUNet(
         4,
@@ -193,7 +193,7 @@ def train_attributes(
     """Train the attribute predictor on true fields and on those of `upsampler`; `folder` as in `training.train`."""
     c, bank = config, examples.bank
     weights = balanced_weights(bank, np.array(examples.rows), 0.5)
-    deviations = latents_of(bank, codec, bank.examples("train")[::7]).std(0)
+    deviations = deviations_of_latents(bank, codec)
     resolution = examples.volume(0).resolution
     torch.manual_seed(config.loop.seed)
     network = AttributePredictor(resolution, width=c.width, pooled_dim=bank.text.pooled.shape[1])
@@ -234,6 +234,12 @@ def train_attributes(
     if upsampler is not None:
         upsampler.to(device)
     return (yield from train(network.to(device), loss, config.loop, folder, sheet))
+
+
+def deviations_of_latents(bank: FieldBank, codec: FieldCodec) -> Tensor:
+    """[K] of some 5,000 training examples."""
+    examples = bank.examples("train")
+    return latents_of(bank, codec, examples[:: max(len(examples) // 5000, 1)]).std(0, correction=0)
 
 
 def latent_noise(count: int, most: float, deviations: Tensor, generator: torch.Generator) -> Tensor:

@@ -84,7 +84,9 @@ def train(
                 running[name] = x if name not in running else 0.98 * running[name] + 0.02 * x
         if not math.isfinite(running["loss"]):
             raise StoppedLate(f"The loss was no longer finite at step {step}; resume from the saved state with a lower lr.")
-        nn.utils.clip_grad_norm_(leaves, config.clip)
+        norm = float(nn.utils.clip_grad_norm_(leaves, config.clip))
+        if not math.isfinite(norm):  # it would be in every weight, and saved
+            raise StoppedLate(f"A gradient was no longer finite at step {step}; resume from the saved state with a lower --lr.")
         optimiser.step()
         average.update(network)
 

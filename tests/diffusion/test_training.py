@@ -134,6 +134,20 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
         run(train(line(), lambda n, g: (loss(n, g)[0] * float("nan"), {}), CONFIG, tmp_path))
 
 
+def test_a_gradient_that_is_no_number_stops_the_run_before_it_reaches_a_weight(tmp_path):
+    network = line()
+    before = [p.clone() for p in network.parameters()]
+
+    def steep(network, generator):
+        value, figures = loss(network, generator)
+        return value + 0 * network[0].weight.sum().abs().mul(0).sqrt(), figures  # sqrt at 0: value 0, slope infinite
+
+    with pytest.raises(StoppedLate, match="gradient was no longer finite at step 0"):
+        run(train(network, steep, CONFIG, tmp_path))
+    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+    assert not (tmp_path / "state.safetensors").exists()
+
+
 @pytest.mark.parametrize("damage", ["other", "cut"])
 def test_a_state_of_something_else_is_refused(tmp_path, damage):
     run(train(line(), loss, TrainConfig(**{**vars(CONFIG), "steps": 3}), tmp_path))
