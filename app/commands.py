@@ -189,6 +189,8 @@ class Train(Machine):
     """Learning rate of a network; each network has its own default."""
     workers: int = 1
     """Objects at a time, in the first two steps."""
+    clip: Path | None = None
+    """Folder of a CLIP text model in transformers' form, to read the captions in place of MiniLM; the same in every step."""
     presumed_licences: bool = False
     """Learn also from objects whose licence is missing or only presumed."""
     seed: int = 0

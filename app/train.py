@@ -20,6 +20,7 @@ SEEDS = 2**31
 
 def train(options: Train) -> Generator[Progress, None, Path]:
     """Run one step in the work folder; returns what it wrote. Raises InputError for options that cannot work."""
+    from diffusion.text_encoder import ClipConfig
     from diffusion.train_text import TextTrainConfig, train_text
 
     step = options.step.removeprefix("text-")
@@ -29,8 +30,9 @@ def train(options: Train) -> Generator[Progress, None, Path]:
     for sentence in place.fallbacks:
         yield Progress("notice", 1, 1, sentence)
     config = TextTrainConfig(
-        minutes=options.minutes, workers=options.workers, device=place.device, presumed_licences=options.presumed_licences
-    )
+        minutes=options.minutes, workers=options.workers, device=place.device, presumed_licences=options.presumed_licences,
+        text=None if options.clip is None else ClipConfig(options.clip),
+    )  # fmt: skip
     own = getattr(config, step, None)
     if step in NETWORKS:
         asked = {"seed": options.seed, "steps": options.steps, "lr": options.lr}

@@ -23,7 +23,7 @@ from diffusion.models.attribute_predictor import AttributePredictor
 from diffusion.models.latent_denoiser import LatentDenoiser
 from diffusion.models.volume_unet import VolumeUNet
 from diffusion.text_config import TextSampleConfig
-from diffusion.text_encoder import TextEncoder, load_text_encoder
+from diffusion.text_encoder import ClipConfig, TextEncoder, load_text_encoder
 from diffusion.text_stages import AttributeStage, DetailStage, Draft, ShapeStage, Stage
 from diffusion.vocabulary import Vocabulary
 from diffusion.volume import SplatVolume
@@ -84,7 +84,9 @@ class TextToVolume:
             DetailStage(networks["upsampler"]),
             AttributeStage(networks["attributes"]),
         )
-        return TextToVolume(stages, encoder or load_text_encoder(device=device), vocabulary, licences, facts)
+        encoder = encoder or _encoder(folder, facts["facts"], device)
+        _check_text(folder, encoder, networks)
+        return TextToVolume(stages, encoder, vocabulary, licences, facts)
 
     def generate(
         self, prompts: Sequence[str], seeds: Sequence[int], config: TextSampleConfig
@@ -104,6 +106,30 @@ class TextToVolume:
             volumes.append(draft.volume.to("cpu"))
             agreement.append(self.stages[0].agreement(draft))
         return TextSamples(SplatVolume.cat(volumes), torch.tensor(agreement))
+
+
+def _encoder(folder: Path, facts: dict, device: torch.device | str) -> TextEncoder:
+    """The one that the networks were trained with: MiniLM, or CLIP from `folder`/clip."""
+    if "clip_max_tokens" not in facts:
+        return load_text_encoder(device=device)
+    if not (folder / "clip").is_dir():
+        raise InputError(
+            f"The weights in {folder} read sentences with CLIP, and {folder / 'clip'} is not there; put the CLIP folder that "
+            "they were trained with, or a link to it, in that place."
+        )
+    return load_text_encoder(ClipConfig(folder / "clip", int(facts["clip_max_tokens"])), device)
+
+
+def _check_text(folder: Path, encoder: TextEncoder, networks: dict[str, nn.Module]) -> None:
+    """Raises InputError for an encoder whose features are not as wide as what the networks read."""
+    features = encoder.encode(["a"])
+    own = (features.tokens.shape[2], features.pooled.shape[1])
+    read = (networks["denoiser"].config.text_dim, networks["denoiser"].config.pooled_dim)
+    if own != read:
+        raise InputError(
+            f"The weights in {folder} read text features of {read[0]} and {read[1]} numbers, and the text encoder gives "
+            f"{own[0]} and {own[1]}; use the encoder that they were trained with."
+        )
 
 
 def shipped_weights() -> Path:

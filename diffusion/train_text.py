@@ -31,7 +31,7 @@ from diffusion.models.attribute_predictor import AttributePredictor
 from diffusion.models.latent_denoiser import LatentDenoiser
 from diffusion.models.volume_unet import VolumeUNet
 from diffusion.text_config import TextSampleConfig
-from diffusion.text_encoder import load_text_encoder
+from diffusion.text_encoder import ClipConfig, TextConfig, load_text_encoder
 from diffusion.text_stages import AttributeStage, DetailStage, Draft, ShapeStage
 from diffusion.text_to_volume import FROM_DISK, save_text_weights
 from diffusion.train_attributes import (
@@ -62,6 +62,7 @@ class TextTrainConfig:
     minutes: float = 0.0  # of this sitting; 0 has no limit
     workers: int = 1  # processes of steps 1 and 2
     device: str = "cpu"
+    text: TextConfig | None = None  # who reads the sentences, the same in every step; None is MiniLM
     presumed_licences: bool = False  # also learn from objects whose licence is missing or only presumed
     volumes: VolumeFitConfig = VolumeFitConfig(steps=150, views=24, view_side=96)  # noqa: RUF009 (frozen)
     bank: BankConfig = field(default_factory=BankConfig)
@@ -89,14 +90,16 @@ def train_text(step: str, work: Path, objects: Path | None, config: TextTrainCon
             named = ((facts.key, chosen[row]) for row, facts in enumerate(chosen.facts))
             yield from fit_volumes(named, work / "volumes", config.volumes, config.workers, len(rows))
             return work / "volumes"
-        yield from build_bank(chosen, _made(work, "volumes"), work / "bank", load_text_encoder(), config.bank, config.workers)
+        yield from build_bank(
+            chosen, _made(work, "volumes"), work / "bank", load_text_encoder(config.text), config.bank, config.workers
+        )
         return work / "bank"
     bank = open_bank(_made(work, "bank"))
     if step == "shape":
         return (yield from _shape(bank, work, config))
     codec = load_codec(_made(work, "shape") / "codec.safetensors")
     if step == "pack":
-        return _pack(bank, codec, work)
+        return _pack(bank, codec, work, config.text)
     examples = FineExamples(bank, _made(work, "volumes"), "train")
     if step == "detail":
         own = replace(config.detail, loop=replace(config.detail.loop, minutes=config.minutes))
@@ -117,7 +120,7 @@ def _shape(bank: FieldBank, work: Path, config: TextTrainConfig) -> Generator[Pr
         codec = learn_codec(bank, config.shape.dimensions, config.shape.loop.seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         save_codec(path, codec)
-    encoder = load_text_encoder()
+    encoder = load_text_encoder(config.text)
     own = replace(config.shape, loop=replace(config.shape.loop, minutes=config.minutes))
 
     def sheet(network: LatentDenoiser) -> tuple[Tensor, dict[str, float]]:
@@ -176,13 +179,15 @@ def load_codec(path: Path) -> FieldCodec:
         raise InputError(f"{path} holds no codec ({error}); run the step 'shape' first.") from error
 
 
-def _pack(bank: FieldBank, codec: FieldCodec, work: Path) -> Path:
+def _pack(bank: FieldBank, codec: FieldCodec, work: Path, text: TextConfig | None) -> Path:
     shape, detail, attributes = load_stages(work)
     learnt = [i for i, split in enumerate(bank.splits) if split == "train"]
     names = sorted({words[i] for i in learnt for words in (bank.names, bank.nouns)})
-    vocabulary = learn_vocabulary(load_text_encoder(), names)
+    vocabulary = learn_vocabulary(load_text_encoder(text), names)
     networks = {"denoiser": shape.denoiser, "upsampler": detail.upsampler, "attributes": attributes.predictor}
     facts = {"objects": len(learnt), "examples": len(bank.examples("train"))}
+    if isinstance(text, ClipConfig):
+        facts["clip_max_tokens"] = text.max_tokens
     (work / "weights").mkdir(parents=True, exist_ok=True)
     (work / "weights" / "ATTRIBUTION.md").write_text(attribution(bank), encoding="utf-8")
     save_text_weights(work / "weights", codec, vocabulary, networks, sorted({bank.licences[i] for i in learnt}), facts)

@@ -16,7 +16,7 @@ from diffusion.data.object_set import open_objects
 from diffusion.field_bank import BankConfig, build_bank, open_bank
 from diffusion.fit_volume import VolumeFitConfig
 from diffusion.text_config import TextSampleConfig
-from diffusion.text_encoder import load_text_encoder
+from diffusion.text_encoder import ClipConfig, load_text_encoder
 from diffusion.text_to_volume import TextToVolume
 from diffusion.train_attributes import AttributeTrainConfig, FineExamples, UpsamplerTrainConfig
 from diffusion.train_latents import LatentTrainConfig
@@ -246,3 +246,20 @@ def test_steps_out_of_order_say_which_is_missing(tmp_path):
         value(train_text("volumes", tmp_path, None, CONFIG))
     with pytest.raises(InputError, match="no step 'colour'"):
         value(train_text("colour", tmp_path, None, CONFIG))
+
+
+def test_clip_reads_the_sentences_where_the_weights_were_trained_with_it(work, clip_folder, tmp_path):
+    """Steps 2 to 6 again with CLIP: the weights want their encoder at hand, and take no other."""
+    config = replace(CONFIG, text=ClipConfig(clip_folder, max_tokens=20))
+    shutil.copytree(work / "volumes", tmp_path / "volumes")
+    for step in STEPS[1:]:
+        value(train_text(step, tmp_path, work.parent / "objects", config))
+    with pytest.raises(InputError, match=r"read sentences with CLIP.*put the CLIP folder"):
+        TextToVolume.load(tmp_path / "weights")
+    with pytest.raises(InputError, match="use the encoder that they were trained with"):
+        TextToVolume.load(tmp_path / "weights", encoder=load_text_encoder())
+    (tmp_path / "weights" / "clip").symlink_to(clip_folder)
+    generator = TextToVolume.load(tmp_path / "weights")
+    assert generator.encoder.config.folder == tmp_path / "weights" / "clip"
+    samples, _ = value(generator.generate(("a box",), (0,), TextSampleConfig(steps=2)))
+    assert bool(samples.volumes.features.isfinite().all())
