@@ -60,10 +60,11 @@ def test_observed_order(order, kind):
     assert abs(observed - order) < 0.15 if order < 3 else observed >= 2.9
 
 
-@pytest.mark.parametrize(("order", "corrector"), [(1, "reuse"), (2, "reuse"), (1, "fresh")])
+@pytest.mark.parametrize(("order", "corrector"), [(1, "reuse"), (2, "reuse"), (3, "reuse"), (1, "fresh")])
 @pytest.mark.parametrize("kind", ["data", "noise", "flow"])
 def test_corrector_adds_one_order(order, kind, corrector):
-    assert slope(repeated(order=order, kind=kind, corrector=corrector)) >= order + 0.85
+    observed = slope(repeated(order=order, kind=kind, corrector=corrector))
+    assert observed >= (order + 0.85 if order < 3 else 3.5)  # a whole run at order 3: 3.8 to 4.1, not yet asymptotic
 
 
 @pytest.mark.parametrize("corrector", ["none", "reuse"])
