@@ -58,18 +58,24 @@ PRESETS: dict[PresetName, Preset] = {
 }
 
 
-@dataclass(frozen=True)
-class TextPreset:
-    """One trade between time and quality for the text job, for each object."""
+@dataclass(frozen=True, kw_only=True)
+class ObjectPreset:
+    """One trade between time and quality for the mesh and the pictures of an object."""
 
-    candidates: int  # tries, of which the best is kept
-    steps: int  # network calls of the diffusion
     mesh_views: int  # pictures from all round whose depth becomes the mesh
     mesh_side: int  # px of those pictures, square
     mesh_resolution: int  # voxels along the longest side
     mesh_faces: int  # the mesh is simplified to about this many triangles
     turntable_side: int  # px, square
     turntable_frames: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPreset(ObjectPreset):
+    """One trade between time and quality for the text job, for each object."""
+
+    candidates: int  # tries, of which the best is kept
+    steps: int  # network calls of the diffusion
 
 
 TEXT_PRESETS: dict[PresetName, TextPreset] = {

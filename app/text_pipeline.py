@@ -19,9 +19,10 @@ from torch import Tensor
 
 from app.commands import Text
 from app.estimate import Estimate, estimate_text, memory_budget
-from app.jobs import Outcome, check_disk, costs_so_far, late_errors, meshed, noted
+from app.jobs import Outcome, check_disk, costs_so_far, late_errors, noted
 from app.machine import Place, colour, pick_place
 from app.notices import Notices
+from app.object_files import SHEET_SIDE, Drawing, around, mesh_plan, object_mesh, stated_licences, write_pictures, write_scene
 from app.presets import TEXT_PRESETS, TextPreset
 from app.prompts import read_prompts, slug
 from app.report import InputFile, Licence, Report, read_report, write_report
@@ -36,18 +37,12 @@ if TYPE_CHECKING:
     from diffusion.text_encoder import TextEncoder
     from diffusion.vocabulary import Vocabulary
     from diffusion.volume import SplatVolume
-    from splat.cameras import Cameras
-    from splat.gaussians import Splats
-    from splat.mesh import Mesh
 
 REMEDY = "end other programs or give fewer --candidates"
 MOST = {"variations": 1000, "candidates": 256, "steps": 1000}  # asked for in one run
 MAX_GUIDANCE = 20.0
 SEEDS = 2**31
 CANDIDATE_STRIDE = 1_000_003  # between the seeds of one object's candidates: neighbouring seeds share none
-ELEVATION_DEG = 15.0  # of the turntable
-THICKNESS = 0.006  # world units to which the mesh thickens what is thinner, so that rods, strings and blades stay whole
-SHEET_SIDE, SHEET_VIEWS = 256, 6  # px and pictures of a row of preview.png
 
 
 class TextGenerator(Protocol):
@@ -103,6 +98,10 @@ class TextPlan:
     complete: frozenset[Path]  # results that stay as they are
     notices: tuple[str, ...]
     estimate: Estimate
+
+    @property
+    def drawing(self) -> Drawing:
+        return Drawing(self.background, self.place.threads)
 
     @property
     def todo(self) -> list[Item]:
@@ -275,29 +274,15 @@ def _object_work(
     watch: Stopwatch,
     notices: Notices,
 ) -> Generator[Progress, None, Outcome]:
-    from diffusion.data.object_views import DISTANCE
-    from diffusion.fit_volume import fitting_cameras
-    from splat.extract_mesh import MeshConfig, extract_mesh
-
-    preset = plan.preset
+    preset, drawing = plan.preset, plan.drawing
     volume, ranked = yield from _volume(plan, item, generator, work, watch)
     splats = volume.to_splats()
-    all_round = fitting_cameras(preset.mesh_views, preset.mesh_side)
-    pixel = DISTANCE / float(all_round.K[0, 0, 0])  # world units, at the middle of the object
-    mesh_config = MeshConfig(
-        resolution=preset.mesh_resolution,
-        max_faces=preset.mesh_faces,
-        low_pass=max(THICKNESS / pixel, 1.0) ** 2,
-        carve=True,
-        truncation=4.0,
-        min_part=0.005,
-    )
-    mesh, no_mesh = yield from meshed(lambda: extract_mesh(splats, [all_round], mesh_config))
+    mesh, no_mesh = yield from object_mesh(splats, preset)
     notices.add(*no_mesh)
-    yield from _write_pictures(plan, work.result, splats, mesh)
+    yield from write_pictures(work.result, splats, mesh, preset, drawing)
     yield Progress("files", 0, 1)
-    _write_scene(work.result, splats, mesh, preset.turntable_side)
-    configs = {"text": _job(plan, item), "sample": plan.sample, "mesh": mesh_config, "preset": preset}
+    write_scene(work.result, splats, mesh, preset.turntable_side)
+    configs = {"text": _job(plan, item), "sample": plan.sample, "mesh": mesh_plan(preset)[1], "preset": preset}
     plain = {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in configs.items()}
     write_atomic(work.result / "config.json", json.dumps(plain, indent=1).encode())
     watch.split()
@@ -354,55 +339,9 @@ def _volume(
     save_volume(path, chosen, facts={"kept": best, "candidates": rows})
     watch.split()
     write_atomic(work.state / "costs.json", json.dumps([dataclasses.asdict(c) for c in watch.costs.values()]).encode())
-    (preview,) = _pictures(chosen.to_splats(), _around(1, SHEET_SIDE, 30.0), plan)
+    (preview,) = plan.drawing.of(chosen.to_splats(), around(1, SHEET_SIDE, 30.0))
     yield Progress("rank", 1, 1, f"the best of {len(seeds)}" if len(seeds) > 1 else "", preview)
     return load_volume(path)
-
-
-def _write_pictures(plan: TextPlan, folder: Path, splats: Splats, mesh: Mesh | None) -> Generator[Progress, None, None]:
-    from app.contact_sheet import object_sheet
-    from app.turntable import video
-    from splat.io.images import save_image
-    from splat.raycast import raycast
-
-    path = _around(plan.preset.turntable_frames, plan.preset.turntable_side)
-    with video(folder / "turntable.mp4") as add:
-        for i, frame in enumerate(_pictures(splats, path, plan)):
-            add(frame)
-            yield Progress("turntable", i + 1, len(path), preview=frame)
-    cameras = _around(SHEET_VIEWS, SHEET_SIDE, 30.0)
-    rows = [("splats", list(_pictures(splats, cameras, plan)))]
-    if mesh is not None:
-        views, _ = raycast(mesh, cameras, background=plan.background, threads=plan.place.threads)
-        rows.append(("mesh", list(views.images)))
-    save_image(folder / "preview.png", object_sheet(rows))
-
-
-def _pictures(splats: Splats, cameras: Cameras, plan: TextPlan) -> Generator[Tensor, None, None]:
-    from app.turntable import render_frames
-
-    yield from render_frames(splats, cameras, torch.tensor(plan.background), plan.place.threads)
-
-
-def _around(count: int, side: int, azimuth_deg: float = 0.0) -> Cameras:
-    """Cameras on a level circle at the distance that the generators' objects are made for."""
-    from diffusion.data.object_views import DISTANCE, FOV_DEG
-    from splat.cameras import Cameras
-
-    return Cameras.orbit(count, DISTANCE, ELEVATION_DEG, FOV_DEG, side, side, azimuth_deg=azimuth_deg)
-
-
-def _write_scene(folder: Path, splats: Splats, mesh: Mesh | None, side: int) -> None:
-    from diffusion.data.object_views import protocol_cameras
-    from recon.poses.from_file import write_transforms
-    from splat.io import save
-    from splat.io.meshes import save_mesh
-
-    save(splats, folder / "scene.ply")
-    if mesh is not None:
-        save_mesh(mesh, folder / "mesh.glb")
-    cameras = protocol_cameras(side)
-    write_transforms(folder / "cameras.json", [cameras], [f"view_{i:03d}.png" for i in range(len(cameras))])
 
 
 def _job(plan: TextPlan, item: Item) -> dict[str, Any]:
@@ -433,10 +372,7 @@ def _licences(stated: Sequence[str]) -> list[Licence]:
     """Of the weights, "name: licence" as their own files state it, and of the text encoder where they do not."""
     from app.info import weights
 
-    licences = []
-    for text in stated:
-        name, colon, licence = text.partition(": ")
-        licences.append(Licence(name, licence) if colon else Licence("text to 3-D, objects learnt from", text))
+    licences = stated_licences(stated, "text to 3-D, objects learnt from")
     encoder = [w for w in weights() if "text encoder" in w.name and "MiniLM" not in " ".join(stated)]
     return licences + [Licence(w.name, w.licence) for w in encoder]
 

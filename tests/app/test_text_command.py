@@ -371,7 +371,7 @@ def test_an_interrupt_says_how_to_continue(stand_in, tmp_path, capsys, monkeypat
     def interrupted(*words, **more):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(text_pipeline, "_write_pictures", interrupted)
+    monkeypatch.setattr(text_pipeline, "write_pictures", interrupted)
     assert splatsmith("a red table", "--out", tmp_path / "R") == 130
     assert "run again with --resume" in capsys.readouterr().err
     monkeypatch.undo()
