@@ -1,0 +1,25 @@
+"""Options of image to 3-D, apart from the networks, so that the command line reads them without importing torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from splat.errors import InputError
+
+
+@dataclass(frozen=True)
+class ImageSampleConfig:
+    """How pictures of an object become Gaussians."""
+
+    steps: int = 8  # network calls; 1 asks for the mean of all objects that the picture may show: smooth, but safe
+    guidance: float = (
+        1.0  # weight of the picture against no picture; 1 is the plain conditional model, anything else doubles the calls
+    )
+    plan: str = "deis2"  # sampler: a preset of diffusion.samplers.plan
+    threads: int | None = None  # CPU threads; None leaves torch's setting
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= 1000 or not 0 <= self.guidance <= 20:
+            raise InputError(
+                f"{self.steps} steps at guidance {self.guidance:g} cannot be sampled; choose 1 to 1000 steps and 0 to 20."
+            )
