@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from diffusion.guidance import GuidanceSchedule, guided
 from diffusion.image_config import ImageSampleConfig
 from diffusion.models.multiview import MultiviewDenoiser
-from diffusion.samplers.sampling import sample
 from diffusion.samplers.scheduler import EIScheduler
+from diffusion.schedules import from_data
 from diffusion.splat_maps import plucker_rays, to_splats
 from diffusion.train_multiview import drawn
 from diffusion.view_space import ViewSpace
@@ -30,44 +29,41 @@ class KnownViews:
 
 
 @torch.no_grad()
-def sample_splats(
-    network: MultiviewDenoiser,
-    space: ViewSpace,
-    given: KnownViews,
-    seed: int,
-    config: ImageSampleConfig,
-    told: Callable[[int, Splats], None] | None = None,
-) -> Splats:
-    """Gaussians of one object: those behind the last x_0 prediction. `told` hears of every call's, counted from 1.
+def sampling(
+    network: MultiviewDenoiser, space: ViewSpace, given: KnownViews, seed: int, config: ImageSampleConfig
+) -> Generator[Splats, None, None]:
+    """Gaussians of one object after every network call; the last are the sample.
 
-    The views that are not known start as noise; known ones stay as they are and are never denoised.
+    The views that are not known start as noise; known ones are never denoised. With guidance the x_0 prediction is that of
+    the renders with the picture and without, as classifier-free guidance mixes them; the Gaussians are those with it.
     """
     device = next(network.parameters()).device
     rays = plucker_rays(given.cameras, network.config.side // 2).to(device)[None]
-    pictures, cameras = given.pictures.to(device), given.cameras.to(device)
-    calls: list[Splats] = []
+    pictures, cameras, known = given.pictures.to(device), given.cameras.to(device), given.is_clean.to(device)
 
-    def denoiser(is_clean: Tensor):
-        def denoise(x: Tensor, alpha: float, sigma: float) -> Tensor:
-            a, s = (torch.full((1,), v, device=device) for v in (alpha, sigma))
-            maps = network(x, pictures[None], is_clean[None], a, s, rays)[0]
-            splats = to_splats(maps, cameras, pictures, is_clean)
-            if bool((is_clean == given.is_clean).all()):
-                calls.append(splats)
-                if told is not None:
-                    told(len(calls), splats)
-            return space.encode(drawn(splats, cameras))[None]
+    def predicted(x: Tensor, alpha: float, sigma: float, is_clean: Tensor) -> tuple[Splats, Tensor]:
+        a, s = (torch.full((1,), v, device=device) for v in (alpha, sigma))
+        splats = to_splats(network(x, pictures[None], is_clean[None], a, s, rays)[0], cameras, pictures, is_clean)
+        return splats, space.encode(drawn(splats, cameras))[None]
 
-        return denoise
-
-    known, free = given.is_clean.to(device), torch.zeros_like(given.is_clean).to(device)
-    denoise = denoiser(known)
-    if config.guidance != 1:
-        denoise = guided(denoise, denoiser(free), GuidanceSchedule(config.guidance))
     generator = torch.Generator().manual_seed(seed)
     shape = space.encode(pictures[:1]).shape[1:]
-    noise = torch.randn(1, len(pictures), *shape, generator=generator).to(device)
+    x = torch.randn(1, len(pictures), *shape, generator=generator).to(device)
     scheduler = EIScheduler(prediction_type="sample", plan=config.plan, grid="log_snr")
     scheduler.set_timesteps(config.steps)
-    sample(denoise, scheduler, noise, generator)
-    return calls[-1]
+    for t in scheduler.timesteps:
+        node = scheduler.current_node()
+        splats, x0 = predicted(x, node.alpha, node.sigma, known)
+        yield splats
+        if config.guidance != 1:
+            free = predicted(x, node.alpha, node.sigma, torch.zeros_like(known))[1]
+            x0 = free + config.guidance * (x0 - free)
+        x = scheduler.step(from_data(x0, x, node.alpha, node.sigma, "sample"), t, x, generator=generator).prev_sample
+
+
+def sample_splats(
+    network: MultiviewDenoiser, space: ViewSpace, given: KnownViews, seed: int, config: ImageSampleConfig
+) -> Splats:
+    """The last of `sampling`."""
+    *_, splats = sampling(network, space, given, seed, config)
+    return splats

@@ -1,20 +1,16 @@
 """A sentence in, a volume of Gaussians out: the shipped networks put together, and how they are kept on disk.
 
-A folder of weights holds `weights.json` (what is there, with the SHA-256 of every file, licences and training facts), the
-codec, the vocabulary, and each network in diffusers' form. Nothing else is read, and nothing is unpickled.
+A folder of weights (`weights_folder`) holds licences and training facts, the codec, the vocabulary, and each network.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from diffusion.field import FIELD_CHANNELS
@@ -27,18 +23,15 @@ from diffusion.text_encoder import ClipConfig, TextEncoder, load_text_encoder
 from diffusion.text_stages import AttributeStage, DetailStage, Draft, ShapeStage, Stage
 from diffusion.vocabulary import Vocabulary
 from diffusion.volume import SplatVolume
+from diffusion.weights_folder import ABOUT, BROKEN, FROM_DISK, damaged, read_about, shipped, write_about
 from splat.errors import InputError
 from splat.io.atomic import atomically
 from splat.progress import Progress
 
 FORMAT = "splatsmith text 1"
 NETWORKS = {"denoiser": LatentDenoiser, "upsampler": VolumeUNet, "attributes": AttributePredictor}
-FROM_DISK = {"use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": False}  # the last, or diffusers warns
+WHAT = "text to 3-D"
 PREVIEW_SIDE = 192  # px
-# what files raise that somebody wrote or cut; a lack of GPU memory is none of these
-_BROKEN = (
-    OSError, KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError, AssertionError, SafetensorError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,7 +61,8 @@ class TextToVolume:
         Raises InputError when a file is missing, damaged, altered or of another shape, with the remedy.
         """
         folder = Path(folder) if folder is not None else shipped_weights()
-        facts = _checked(folder)
+        needed = [*(f"{name}/config.json" for name in NETWORKS), "tables.safetensors"]
+        facts = read_about(folder, FORMAT, needed, WHAT)
         try:
             codec, vocabulary = _tables(folder, facts)
             networks = {
@@ -76,8 +70,8 @@ class TextToVolume:
             }
             _check_fit(codec, vocabulary, networks)
             licences = tuple(str(x) for x in facts["licences"])
-        except _BROKEN as error:
-            raise _damaged(folder, error) from error
+        except BROKEN as error:
+            raise damaged(folder, WHAT, error) from error
         networks = {name: network.to(device) for name, network in networks.items()}
         stages = (
             ShapeStage(networks["denoiser"], codec.to(device)),
@@ -134,15 +128,7 @@ def _check_text(folder: Path, encoder: TextEncoder, networks: dict[str, nn.Modul
 
 def shipped_weights() -> Path:
     """Where the package has its own weights. Raises InputError when it has none."""
-    from importlib.resources import files
-
-    for folder in (
-        Path(str(files("app"))) / "assets" / "weights" / "text",
-        Path(__file__).parents[1] / "assets" / "weights" / "text",
-    ):
-        if folder.is_dir():
-            return folder
-    raise InputError("The weights of text to 3-D are not installed; install splatsmith again, or give a folder with --weights.")
+    return shipped("text", WHAT)
 
 
 def save_text_weights(
@@ -157,7 +143,7 @@ def save_text_weights(
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "weights.json").unlink(missing_ok=True)
+    (folder / ABOUT).unlink(missing_ok=True)
     rows, steps = zip(*(to_bytes(row) for row in codec.basis), strict=True)
     tables = {
         "mean": codec.mean.half(), "basis": torch.stack(rows), "basis_steps": torch.stack(steps),
@@ -167,33 +153,11 @@ def save_text_weights(
         save_file(tables, str(temporary))
     for name in NETWORKS:
         networks[name].half().save_pretrained(folder / name, safe_serialization=True)
-    paths = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix in (".safetensors", ".json"))
     about = {
-        "format": FORMAT, "files": {p: _sha256(folder / p) for p in paths}, "resolution": codec.resolution,
-        "limit": codec.limit, "names": list(vocabulary.names), "licences": list(licences), "facts": facts,
+        "resolution": codec.resolution, "limit": codec.limit, "names": list(vocabulary.names), "licences": list(licences),
+        "facts": facts,
     }  # fmt: skip
-    with atomically(folder / "weights.json") as temporary:
-        Path(temporary).write_text(json.dumps(about, indent=1))
-
-
-def _checked(folder: Path) -> dict:
-    """weights.json, once every file it names is there and unaltered."""
-    try:
-        facts = json.loads((folder / "weights.json").read_text(encoding="utf-8"))
-        if facts["format"] != FORMAT:
-            raise ValueError(f"its format is {facts['format']!r}, not {FORMAT!r}")
-        expected = {f"{name}/config.json" for name in NETWORKS} | {"tables.safetensors"}
-        if not expected <= set(facts["files"]):
-            raise ValueError(f"it does not list {', '.join(sorted(expected - set(facts['files'])))}")
-        for name, digest in facts["files"].items():
-            path = folder / name
-            if not path.resolve().is_relative_to(folder.resolve()):
-                raise ValueError(f"{name!r} leads out of the folder")
-            if _sha256(path) != digest:
-                raise ValueError(f"{name} is not the file that was written")
-    except _BROKEN as error:
-        raise _damaged(folder, error) from error
-    return facts
+    write_about(folder, FORMAT, about)
 
 
 def _tables(folder: Path, facts: dict) -> tuple[FieldCodec, Vocabulary]:
@@ -222,17 +186,6 @@ def _check_fit(codec: FieldCodec, vocabulary: Vocabulary, networks: dict[str, nn
     widths = (shape.text_dim, detail.text_dim), (shape.pooled_dim, attributes.pooled_dim, vocabulary.directions.shape[-1])
     if any(len(set(w)) > 1 for w in widths):
         raise ValueError(f"text features of different widths {widths}")
-
-
-def _damaged(folder: Path, error: Exception) -> InputError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return InputError(
-        f"{folder} holds no whole weights of text to 3-D ({reason}); install splatsmith again, or give another --weights."
-    )
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @torch.no_grad()

@@ -33,7 +33,7 @@ from diffusion.models.volume_unet import VolumeUNet
 from diffusion.text_config import TextSampleConfig
 from diffusion.text_encoder import ClipConfig, TextConfig, load_text_encoder
 from diffusion.text_stages import AttributeStage, DetailStage, Draft, ShapeStage
-from diffusion.text_to_volume import FROM_DISK, save_text_weights
+from diffusion.text_to_volume import save_text_weights
 from diffusion.train_attributes import (
     AttributeTrainConfig,
     FineExamples,
@@ -43,6 +43,7 @@ from diffusion.train_attributes import (
 )
 from diffusion.train_latents import LatentTrainConfig, learn_codec, train_latents
 from diffusion.vocabulary import learn_vocabulary
+from diffusion.weights_folder import FROM_DISK
 from splat.errors import InputError
 from splat.io.atomic import atomically
 from splat.progress import Progress

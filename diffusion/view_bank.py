@@ -1,4 +1,4 @@
-"""Training examples of image to 3-D, computed once: small pictures of every object from a ring, from tilted inputs and at random.
+"""Training examples of image to 3-D, computed once: small pictures of every object from a ring, tilted and from anywhere.
 
 A bank is a folder: `views.npy` [M, C, S, S, 5] uint8 (memory-mapped), `angles.npy` [M, C, 2] and `bank.json`. It holds all that
 training needs, so that a machine without the objects can train. The C views of an example:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from diffusion.models.autoencoder import Autoencoder
 
 
 class ViewSpace(Protocol):
@@ -25,3 +28,16 @@ class PixelSpace:
     def encode(self, pictures: Tensor) -> Tensor:
         """[B, 4, S, S] -> the same shape."""
         return 2 * pictures - 1
+
+
+class LatentSpace:
+    """Latents of an autoencoder, the project's own or any of diffusers."""
+
+    name = "latent"
+
+    def __init__(self, autoencoder: Autoencoder) -> None:
+        self.autoencoder = autoencoder
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """[B, 4, S, S] -> [B, C, S / factor, S / factor]."""
+        return self.autoencoder.encode(pictures)
