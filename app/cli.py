@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from app import commands
 from app.console import Talk, complain, emit, follow, say, stop_talking
 from app.estimate import clock
 from app.result_folder import FULL_DISK, resume_flags
 from splat.errors import BackendUnavailable, InputError, StoppedLate
+
+if TYPE_CHECKING:
+    from app.image_pipeline import Images
+    from app.text_pipeline import Batch
 
 DONE, BAD_INPUT, PARTIAL, STOPPED_LATE, CANCELLED = 0, 2, 3, 4, 130
 
@@ -51,10 +56,20 @@ def photos(options: commands.Photos, talk: Talk) -> int:
     return DONE
 
 
+def image(options: commands.Image, talk: Talk) -> int:
+    from app.image_pipeline import images_to_scenes
+
+    return _objects(follow(images_to_scenes(options), talk), talk)
+
+
 def text(options: commands.Text, talk: Talk) -> int:
     from app.text_pipeline import text_to_scenes
 
-    batch = follow(text_to_scenes(options), talk)
+    return _objects(follow(text_to_scenes(options), talk), talk)
+
+
+def _objects(batch: Batch | Images, talk: Talk) -> int:
+    """Tell what became of one object or several; the exit status."""
     for outcome in batch.outcomes:
         say(_object_summary(outcome.out, outcome.report), talk)
     for out, sentence in batch.failed:
@@ -136,6 +151,7 @@ def ui(options: commands.Ui, talk: Talk) -> int:
 
 _COMMANDS = {
     commands.Photos: photos,
+    commands.Image: image,
     commands.Text: text,
     commands.Demo: demo,
     commands.Export: export,
@@ -153,7 +169,7 @@ def _flags_to_continue(command: commands.Command) -> str:
     out = getattr(command, "out", None)
     if out is None:
         return ""
-    if isinstance(command, commands.Text):
+    if isinstance(command, commands.Image | commands.Text):
         unfinished = out.is_dir() and any(path.is_dir() for path in out.glob("*.partial"))
         return ("--overwrite --resume" if command.overwrite else "--resume") if unfinished else ""
     return resume_flags(out) if Path(f"{out}.partial").is_dir() else ""
@@ -186,8 +202,10 @@ def _summary(out: Path, report: dict) -> str:
 
 def _object_summary(out: Path, report: dict) -> str:
     parts = [f"{out}: {report['gaussians']:,} Gaussians, {report['mesh_faces']:,} triangles"]
-    if len(report["text"]["candidates"]) > 1:
+    if "text" in report and len(report["text"]["candidates"]) > 1:
         parts.append(f"best of {len(report['text']['candidates'])}")
+    if "image" in report:
+        parts.append(f"front view {report['metrics']['train']['psnr']:.2f} dB")
     parts.append(clock(sum(stage["seconds"] for stage in report["stages"])))
     return ", ".join(parts)
 

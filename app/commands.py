@@ -109,6 +109,43 @@ class Text(Job):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Image(Job):
+    """Pictures of objects in, an object for each out: splats, a mesh, a turntable and a report."""
+
+    inputs: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILES|DIRS")]
+    """Pictures, folders of pictures, or patterns such as "chairs/*.png"."""
+    out: Path
+    """Folder of the results, which are OUT/NAME for each picture; work in progress lies beside them in OUT/NAME.partial."""
+    views: bool = False
+    """All FILES show one object from several sides, the first from its front."""
+    azimuths: tuple[float, ...] = ()
+    """With --views, where each picture was taken from: degrees walked round the object to the right, from the first, which
+    is 0; by default evenly all round, in the order given."""
+    mask: Path | None = None
+    """What belongs to the subject (white) in the picture, or a folder of such masks named like the pictures; by default the
+    subject is found."""
+    matting: Path | None = None
+    """A U2-Net or IS-Net model file (.onnx) that finds the subject; by default one that rembg left on this machine, where
+    the background is not plain."""
+    elevation: float | None = None
+    """How far the camera looked down on the subject, in degrees: 0 is level, 90 from above; by default 15."""
+    steps: int | None = None
+    """Network calls of the diffusion; the preset decides by default."""
+    guidance: float | None = None
+    """How closely to follow the picture: 1 is plain, more is closer and doubles the time; by default what suits the weights."""
+    refine: int | None = None
+    """Steps of the fit that makes the front view the picture itself; 0 leaves it out; the preset decides by default."""
+    weights: Path | None = None
+    """Folder of a trained image-to-3D model; by default the one that comes with splatsmith."""
+    resume: bool = False
+    """Leave complete results as they are and continue the rest, unless --overwrite is given too."""
+    overwrite: bool = False
+    """Replace complete results, each once its new one is complete."""
+    compact: bool = False
+    """Drop state/ from the results, which holds the generated Gaussians."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Demo(Job):
     """The main job on the bundled example photos."""
 
@@ -214,6 +251,7 @@ class Ui(Machine):
 
 Command = (
     Annotated[Photos, subcommand("photos", prefix_name=False)]
+    | Annotated[Image, subcommand("image", prefix_name=False)]
     | Annotated[Text, subcommand("text", prefix_name=False)]
     | Annotated[Demo, subcommand("demo", prefix_name=False)]
     | Annotated[Export, subcommand("export", prefix_name=False)]

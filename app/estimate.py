@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from app.presets import Preset, TextPreset
+from app.presets import ImagePreset, ObjectPreset, Preset, TextPreset
 from splat.errors import InputError
 
 SECONDS_PER_PHOTO = 0.6  # reading and features at 1024 px
@@ -32,9 +32,14 @@ SECONDS_OBJECT = 1.5  # importing and writing
 SECONDS_PER_MESH_VIEW_MEGAPIXEL = 0.8
 SECONDS_PER_OBJECT_FRAME_MEGAPIXEL = 0.12  # turntable: an object on white costs less than a scene
 
+SECONDS_IMAGE_MODEL = 5.0  # importing and reading the network, once
+SECONDS_PER_IMAGE_STEP = 0.5  # a call of the network
+SECONDS_CUT_OUT = 0.7  # reading a picture and finding its subject
+
 BYTES_BASE = 700e6  # torch, pycolmap, networks
 BYTES_MESHING = 200e6  # open3d and its grid
 BYTES_TEXT_MODEL = 300e6  # text encoder, networks
+BYTES_IMAGE_MODEL = 500e6  # network and its activations
 BYTES_PER_CANDIDATE = 5e6  # its volume; they are made one after the other
 BYTES_PER_PIXEL = 12 * 4  # float32 RGB photo at feature size, its undistorted copy and the fit's
 BYTES_PER_DECODED_PIXEL = 12  # 3 as decoded, 3 converted, room to scale
@@ -82,11 +87,31 @@ def estimate_text(
     speed = 1 + PARALLEL * (threads - 1)
     slow = REFERENCE_SLOWDOWN if renderer == "reference" else 1.0
     network = candidates * (SECONDS_PER_CANDIDATE + SECONDS_PER_CANDIDATE_STEP * steps) / (GPU_SPEEDUP if on_gpu else speed)
-    mesh = preset.mesh_views * preset.mesh_side**2 / 1e6 * SECONDS_PER_MESH_VIEW_MEGAPIXEL
-    turntable = preset.turntable_frames * preset.turntable_side**2 / 1e6 * SECONDS_PER_OBJECT_FRAME_MEGAPIXEL
-    seconds = SECONDS_TEXT_MODEL + objects * (network + SECONDS_OBJECT + slow * (mesh + turntable) / speed)
+    seconds = SECONDS_TEXT_MODEL + objects * (network + SECONDS_OBJECT + slow * _object_pictures(preset) / speed)
     memory = BYTES_BASE + BYTES_MESHING + BYTES_TEXT_MODEL + candidates * BYTES_PER_CANDIDATE
     return Estimate(seconds, memory, objects * 12e6)
+
+
+def estimate_image(objects: int, preset: ImagePreset, *, renderer: str, threads: int, on_gpu: bool) -> Estimate:
+    """For `objects` objects one after the other; `renderer` by name, which draws on the CPU in any case."""
+    speed = 1 + PARALLEL * (threads - 1)
+    slow = REFERENCE_SLOWDOWN if renderer == "reference" else 1.0
+    network = preset.steps * SECONDS_PER_IMAGE_STEP / (GPU_SPEEDUP if on_gpu else speed)
+    step = (
+        SECONDS_PER_STEP
+        + SECONDS_PER_STEP_MEGAPIXEL * preset.refine_side**2 / 1e6
+        + SECONDS_PER_STEP_100K * preset.max_gaussians / 100_000
+    )
+    drawing = slow * (preset.refine_steps * step + _object_pictures(preset)) / speed
+    seconds = SECONDS_IMAGE_MODEL + objects * (network + SECONDS_CUT_OUT + SECONDS_OBJECT + drawing)
+    memory = BYTES_BASE + BYTES_MESHING + BYTES_IMAGE_MODEL + preset.max_gaussians * 14 * 4 * 4 * 2
+    return Estimate(seconds, memory, objects * 15e6)
+
+
+def _object_pictures(preset: ObjectPreset) -> float:
+    """CPU-seconds of the mesh and the turntable of one object."""
+    mesh = preset.mesh_views * preset.mesh_side**2 / 1e6 * SECONDS_PER_MESH_VIEW_MEGAPIXEL
+    return mesh + preset.turntable_frames * preset.turntable_side**2 / 1e6 * SECONDS_PER_OBJECT_FRAME_MEGAPIXEL
 
 
 def clock(seconds: float) -> str:

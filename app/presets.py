@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from diffusion.image_config import ImageSampleConfig
 from diffusion.text_config import TextSampleConfig
 
 PresetName = Literal["draft", "standard", "quality"]
@@ -102,6 +103,56 @@ TEXT_PRESETS: dict[PresetName, TextPreset] = {
     "quality": TextPreset(
         candidates=16,
         steps=25,
+        mesh_views=48,
+        mesh_side=448,
+        mesh_resolution=224,
+        mesh_faces=150_000,
+        turntable_side=1024,
+        turntable_frames=120,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagePreset(ObjectPreset):
+    """One trade between time and quality for the image job, for each object."""
+
+    steps: int  # network calls of the diffusion
+    refine_steps: int  # of the fit that makes the front view the picture itself; 0 leaves the network's Gaussians
+    refine_side: int  # px of the picture in that fit, square
+    max_gaussians: int  # after it
+
+
+IMAGE_PRESETS: dict[PresetName, ImagePreset] = {
+    "draft": ImagePreset(
+        steps=4,
+        refine_steps=80,
+        refine_side=192,
+        max_gaussians=30_000,
+        mesh_views=24,
+        mesh_side=192,
+        mesh_resolution=112,
+        mesh_faces=20_000,
+        turntable_side=320,
+        turntable_frames=36,
+    ),
+    "standard": ImagePreset(
+        steps=ImageSampleConfig.steps,
+        refine_steps=200,
+        refine_side=320,
+        max_gaussians=60_000,
+        mesh_views=28,
+        mesh_side=288,
+        mesh_resolution=144,
+        mesh_faces=60_000,
+        turntable_side=512,
+        turntable_frames=72,
+    ),
+    "quality": ImagePreset(
+        steps=25,
+        refine_steps=800,
+        refine_side=512,
+        max_gaussians=150_000,
         mesh_views=48,
         mesh_side=448,
         mesh_resolution=224,

@@ -75,6 +75,7 @@ class Report:
     mesh_faces: int = 0
     facts: dict[str, float] = field(default_factory=dict)  # the pose solver's own figures
     text: dict[str, Any] | None = None  # of the text job: the prompt and what was measured on its candidates
+    image: dict[str, Any] | None = None  # of the image job: how each picture was cut out and framed, and what refining did
 
     def to_json(self) -> dict[str, Any]:
         plain = asdict(self) | {
@@ -88,8 +89,9 @@ class Report:
             },
         }
         del plain["train"], plain["holdout"]
-        if self.text is None:
-            del plain["text"]
+        for name in ("text", "image"):
+            if plain[name] is None:
+                del plain[name]
         return plain
 
 

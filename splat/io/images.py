@@ -69,9 +69,10 @@ class ImageMeta:
     width: int  # pixels
     height: int  # pixels
     focal_px: float | None  # in pixels of width x height, from EXIF; None when EXIF does not tell
-    format: str  # "JPEG", "PNG", "WEBP", "HEIF", "TIFF", "BMP"
+    format: str  # "JPEG", "PNG", "WEBP", "HEIF", "TIFF", "GIF", "BMP"
     camera: str  # maker and model, "" when unknown
     orientation: int = 1  # the EXIF orientation that was applied
+    animated: bool = False  # it holds further pictures, of which the first is read
 
 
 def read_image(
@@ -145,7 +146,7 @@ def _plugin(file: io.BufferedIOBase, name: str) -> Iterator[Image.Image]:
         picture = _open_by_magic(file, head)
     if picture is None:
         raise InputError(
-            f"{name} is not a JPEG, PNG, WebP, HEIC, TIFF or BMP picture, whatever its name says; convert it to one."
+            f"{name} is not a JPEG, PNG, WebP, HEIC, TIFF, GIF or BMP picture, whatever its name says; convert it to one."
         )
     with picture:
         yield picture
@@ -160,6 +161,8 @@ def _open_by_magic(file: io.BufferedIOBase, head: bytes) -> ImageFile.ImageFile 
         from PIL.WebPImagePlugin import WebPImageFile as Plugin
     elif head[:4] in (b"II*\0", b"MM\0*"):
         from PIL.TiffImagePlugin import TiffImageFile as Plugin
+    elif head[:6] in (b"GIF87a", b"GIF89a"):
+        from PIL.GifImagePlugin import GifImageFile as Plugin
     elif head.startswith(b"BM"):
         from PIL.BmpImagePlugin import BmpImageFile as Plugin
     elif head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"):
@@ -209,7 +212,8 @@ def _meta(picture: Image.Image, orientation: int) -> ImageMeta:
     focal = _focal_px(tags, width, height)
     if orientation >= 5:
         width, height = height, width
-    return ImageMeta(width, height, focal, picture.format or "", _camera(tags), orientation)
+    animated = picture.format in ("GIF", "PNG", "WEBP") and bool(getattr(picture, "is_animated", False))
+    return ImageMeta(width, height, focal, picture.format or "", _camera(tags), orientation, animated)
 
 
 def _camera(tags: dict) -> str:

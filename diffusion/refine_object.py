@@ -1,0 +1,112 @@
+"""Making a generated object agree with the pictures that it was generated from, without changing the sides they do not show.
+
+A short `fit` from the generated Gaussians. Its targets are the pictures at full sharpness and, so that nothing else moves, the
+generated object's own renders from all round. These are small: they hold the shape and the colours at the scale at which the
+network knows them, and leave what is finer to the pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from diffusion.data.object_views import DISTANCE, FOV_DEG
+from diffusion.subject import Subject
+from splat.cameras import Cameras
+from splat.densify import ErrorDensify
+from splat.gaussians import Splats
+from splat.metrics import psnr
+from splat.optimise import FitConfig, fit
+from splat.progress import Progress
+from splat.render import RenderOptions, render
+from splat.views import Views
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """How far the object may move towards its pictures."""
+
+    steps: int = 200  # optimiser steps, each of one picture or anchor
+    photo_share: float = 0.6  # of the steps that look at the pictures; the others look at the anchors
+    anchors: int = 12  # renders of the generated object on each of two rings, above and below
+    anchor_side: int = 96  # px of the anchors
+    anchor_elevations_deg: tuple[float, ...] = (30.0, -10.0)
+    max_gaussians: int = 60_000
+    least_opacity: float = 0.02  # Gaussians fainter than this are dropped first; the network leaves many
+    threads: int | None = None  # CPU threads
+    backend: str = "auto"  # renderer
+    seed: int = 0
+
+    @property
+    def fit(self) -> FitConfig:
+        return FitConfig(
+            steps=self.steps,
+            sh_degree=0,
+            lr_means=8e-5,
+            lr_means_final=8e-6,
+            lr_sh0=1e-2,
+            opacity_regulariser=0.0,
+            scale_regulariser=0.0,
+            min_visibility=0.0,
+            densify=ErrorDensify(first=1.0, edits=4, start=0.1, full=0.5, stop=0.6),
+            max_gaussians=self.max_gaussians,
+            random_background="masked",
+            seed=self.seed,
+            backend=self.backend,
+            threads=self.threads,
+        )
+
+
+@dataclass(frozen=True)
+class Refined:
+    """The object afterwards."""
+
+    splats: Splats
+    psnr_before: float  # dB, the main picture on white in its frame
+    psnr_after: float
+
+
+def refine_object(
+    splats: Splats, pictures: Sequence[Subject], config: RefineConfig, state: Path | None = None
+) -> Generator[Progress, None, Refined]:
+    """Fit `splats` to `pictures` (of any side, cut out, the main one first), in the frame of the subjects' cameras.
+
+    Yields the events of `fit`, whose `state` it may leave and go on from; the same bits for the same input on CPU. Raises as
+    `fit` does.
+    """
+    visible = splats.opacities > config.least_opacity
+    splats = splats[visible] if bool(visible.any()) else splats
+    views = [picture.view(f"picture_{i}") for i, picture in enumerate(pictures)]
+    anchors = anchor_views(splats, config)
+    share = config.photo_share / (1 - config.photo_share)
+    turns = max(round(share * len(anchors) / len(views)), 1)  # a view listed twice is looked at twice as often
+    result = yield from fit([*views * turns, anchors], splats, config.fit, state)
+    before, after = (front_psnr(s, pictures[0], config) for s in (splats, result.splats))
+    return Refined(result.splats, before, after)
+
+
+def anchor_views(splats: Splats, config: RefineConfig) -> Views:
+    """Renders of `splats` from all round, on white with masks."""
+    side = config.anchor_side
+    rings = [
+        Cameras.orbit(config.anchors, DISTANCE, elevation, FOV_DEG, side, side, azimuth_deg=(i + 0.5) * 180 / config.anchors)
+        for i, elevation in enumerate(config.anchor_elevations_deg)
+    ]
+    cameras = Cameras.cat(rings)
+    drawn = _drawn(splats, cameras, config)
+    return Views(drawn.rgb.clamp(0, 1), tuple(f"anchor_{i:02d}" for i in range(len(cameras))), cameras, drawn.alpha)
+
+
+def front_psnr(splats: Splats, picture: Subject, config: RefineConfig) -> float:
+    """dB between a picture on white and the render from its camera."""
+    drawn = _drawn(splats, picture.cameras(), config)
+    return float(psnr(drawn.rgb[0].clamp(0, 1), picture.on()))
+
+
+@torch.no_grad()
+def _drawn(splats: Splats, cameras: Cameras, config: RefineConfig):
+    options = RenderOptions(background=torch.ones(3), threads=config.threads)
+    return render(splats, cameras.to(splats.means.device), options, config.backend)
