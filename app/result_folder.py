@@ -66,7 +66,7 @@ def check_out(out: Path, *, resume: bool, overwrite: bool) -> bool:
     _check_ours(partial)
     put_in_place = False
     if (partial / "complete").exists() and _replaceable(out):
-        with _locked(partial):
+        with locked(partial):
             _put_in_place(out, partial)
         put_in_place = True
     if is_complete(out):
@@ -105,7 +105,7 @@ def begin(out: Path, job: dict[str, Any], *, resume: bool) -> WorkFolder:
     created = not os.path.lexists(partial)
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        lock = _locked(partial)
+        lock = locked(partial)
         try:
             _lay_out(partial, job, resume)
         except BaseException:
@@ -172,7 +172,7 @@ def _check_same_job(partial: Path, job: dict[str, Any]) -> None:
         )
 
 
-def _locked(partial: Path) -> IO[str]:
+def locked(partial: Path) -> IO[str]:
     lock = open(partial / "lock", "w")  # held as long as the job runs
     try:
         import fcntl

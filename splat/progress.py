@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:  # a batch hands events around where torch is not wanted
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
