@@ -10,7 +10,10 @@ from tyro.conf import Positional, arg, subcommand
 
 from app.presets import PresetName
 
-TrainStep = Literal["text-volumes", "text-bank", "text-shape", "text-detail", "text-attributes", "text-pack"]
+TrainStep = Literal[
+    "text-volumes", "text-bank", "text-shape", "text-detail", "text-attributes", "text-pack",
+    "image-views", "image-autoencoder", "image-denoiser", "image-pack",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,14 +213,15 @@ class Eval(Machine):
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Machine):
-    """Rebuild the weights of text to 3-D from a folder of objects, step by step; each step can be cut and run again."""
+    """Rebuild the weights of text or image to 3-D from a folder of objects, step by step; each can be cut and run again."""
 
     step: Annotated[Positional[TrainStep], arg(metavar="STEP")]
-    """text-volumes, text-bank, text-shape, text-detail, text-attributes, text-pack, in this order."""
+    """text-volumes, text-bank, text-shape, text-detail, text-attributes, text-pack, or image-views, image-autoencoder
+    (only for --space latent), image-denoiser, image-pack, in this order."""
     work: Positional[Path]
     """Folder of everything that training makes; the weights come to WORK/weights."""
     objects: Path | None = None
-    """Objects to learn from, for the first two steps: a folder of .glb, .obj or .ply files, or a packed set."""
+    """Objects to learn from, for text-volumes, text-bank, image-views: a folder of .glb, .obj or .ply files, or a packed set."""
     minutes: float = 0
     """End a network's sitting after so many minutes, and save; 0 trains to the end."""
     steps: int | None = None
@@ -225,7 +229,9 @@ class Train(Machine):
     lr: float | None = None
     """Learning rate of a network; each network has its own default."""
     workers: int = 1
-    """Objects at a time, in the first two steps."""
+    """Objects at a time, in the steps that read objects."""
+    space: Literal["pixel", "latent"] = "pixel"
+    """What image-denoiser denoises: small pictures, or latents of the autoencoder trained before."""
     clip: Path | None = None
     """Folder of a CLIP text model in transformers' form, to read the captions in place of MiniLM; the same in every step."""
     presumed_licences: bool = False

@@ -14,36 +14,56 @@ from app.machine import pick_place
 from splat.errors import InputError
 from splat.progress import Progress
 
-NETWORKS = ("shape", "detail", "attributes")  # the steps that train one
+NETWORKS = {"text": ("shape", "detail", "attributes"), "image": ("autoencoder", "denoiser")}  # the steps that train one
 SEEDS = 2**31
 
 
 def train(options: Train) -> Generator[Progress, None, Path]:
     """Run one step in the work folder; returns what it wrote. Raises InputError for options that cannot work."""
-    from diffusion.text_encoder import ClipConfig
-    from diffusion.train_text import TextTrainConfig, train_text
-
-    step = options.step.removeprefix("text-")
-    _check(options, step)
-    place = pick_place(options.device, options.threads, draw_on_cpu=step != "attributes")  # which renders where it trains
+    kind, step = options.step.split("-", 1)
+    _check(options, kind, step)
+    place = pick_place(options.device, options.threads, draw_on_cpu=step not in ("attributes", "denoiser"))
     torch.set_num_threads(place.threads)
     for sentence in place.fallbacks:
         yield Progress("notice", 1, 1, sentence)
+    job = _text_step if kind == "text" else _image_step
+    return (yield from _told(job(options, step, place.device)))
+
+
+def _text_step(options: Train, step: str, device: str) -> Generator[Progress, None, Path]:
+    from diffusion.text_encoder import ClipConfig
+    from diffusion.train_text import TextTrainConfig, train_text
+
     config = TextTrainConfig(
-        minutes=options.minutes, workers=options.workers, device=place.device, presumed_licences=options.presumed_licences,
+        minutes=options.minutes, workers=options.workers, device=device, presumed_licences=options.presumed_licences,
         text=None if options.clip is None else ClipConfig(options.clip),
     )  # fmt: skip
+    return train_text(step, options.work, options.objects, _with_own(config, options, "text", step))
+
+
+def _image_step(options: Train, step: str, device: str) -> Generator[Progress, None, Path]:
+    from diffusion.train_image import ImageTrainConfig, train_image
+
+    if options.clip is not None:
+        raise InputError(f"{options.step} reads no sentences; --clip is for the steps of text to 3-D.")
+    config = ImageTrainConfig(
+        minutes=options.minutes, workers=options.workers, device=device, space=options.space,
+        presumed_licences=options.presumed_licences,
+    )  # fmt: skip
+    return train_image(step, options.work, options.objects, _with_own(config, options, "image", step))
+
+
+def _with_own(config, options: Train, kind: str, step: str):
+    """`config` with what the options say of its own part for this step."""
     own = getattr(config, step, None)
-    if step in NETWORKS:
+    if step in NETWORKS[kind]:
         asked = {"seed": options.seed, "steps": options.steps, "lr": options.lr}
         loop = replace(own.loop, **{name: value for name, value in asked.items() if value is not None})
-        config = replace(config, **{step: replace(own, loop=loop)})
-    elif own is not None:
-        config = replace(config, **{step: replace(own, seed=options.seed)})
-    return (yield from _told(train_text(step, options.work, options.objects, config)))
+        return replace(config, **{step: replace(own, loop=loop)})
+    return config if own is None else replace(config, **{step: replace(own, seed=options.seed)})
 
 
-def _check(options: Train, step: str) -> None:
+def _check(options: Train, kind: str, step: str) -> None:
     if not 0 <= options.minutes < math.inf or options.workers < 1 or (options.steps is not None and options.steps < 1):
         raise InputError(
             f"--minutes {options.minutes:g}, --workers {options.workers} and --steps {options.steps} cannot be trained with; "
@@ -53,8 +73,8 @@ def _check(options: Train, step: str) -> None:
         raise InputError(f"--seed {options.seed} is out of range; give 0 to {SEEDS - 1}.")
     if options.lr is not None and not 0 < options.lr <= 1:
         raise InputError(f"--lr {options.lr:g} is no learning rate; give more than 0, at most 1.")
-    if step not in NETWORKS and (options.steps, options.lr) != (None, None):
-        networks = ", ".join(f"text-{name}" for name in NETWORKS)
+    if step not in NETWORKS[kind] and (options.steps, options.lr) != (None, None):
+        networks = ", ".join(f"{kind}-{name}" for name in NETWORKS[kind])
         raise InputError(f"{options.step} trains no network; --steps and --lr are for {networks}.")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from diffusion.field_bank import FieldBank
+from diffusion.view_bank import ViewBank
 
 LICENCES = {  # as sources write them -> where they are
     "CC0-1.0": "https://creativecommons.org/publicdomain/zero/1.0/",
@@ -15,7 +16,7 @@ LICENCES = {  # as sources write them -> where they are
 MANY = 40  # objects whose names are no longer listed where no licence asks for them
 
 
-def attribution(bank: FieldBank) -> str:
+def attribution(bank: FieldBank | ViewBank) -> str:
     """Markdown: the training objects of `bank` by source and licence, with their authors and names.
 
     Of many public-domain (CC0) objects by one author the count alone: other licences ask for the titles.

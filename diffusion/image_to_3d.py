@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from diffusion.generated import Generated
 from diffusion.image_config import ImageSampleConfig
 from diffusion.models.multiview import MultiviewDenoiser
 from diffusion.sample_views import KnownViews, sampling
@@ -35,14 +36,6 @@ VIEWS = 4  # of which the network was trained to make an object
 MAX_VIEWS = 8  # known and unknown together
 RING_ELEVATION_DEG = 20.0  # of the views that the network makes up
 PREVIEW_SIDE = 192  # px
-
-
-@dataclass(frozen=True)
-class Generated:
-    """One object."""
-
-    splats: Splats  # +Y up; the main picture's camera is at azimuth 0 and its elevation
-    views: Views  # pictures of the splats at the network's cameras, on white, with masks; the known ones first
 
 
 @dataclass(frozen=True)

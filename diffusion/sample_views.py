@@ -12,7 +12,7 @@ from diffusion.image_config import ImageSampleConfig
 from diffusion.models.multiview import MultiviewDenoiser
 from diffusion.samplers.scheduler import EIScheduler
 from diffusion.schedules import from_data
-from diffusion.splat_maps import plucker_rays, to_splats
+from diffusion.splat_maps import ray_features, to_splats
 from diffusion.train_multiview import drawn
 from diffusion.view_space import ViewSpace
 from splat.cameras import Cameras
@@ -38,11 +38,11 @@ def sampling(
     the renders with the picture and without, as classifier-free guidance mixes them; the Gaussians are those with it.
     """
     device = next(network.parameters()).device
-    rays = plucker_rays(given.cameras, network.config.side // 2).to(device)[None]
     pictures, cameras, known = given.pictures.to(device), given.cameras.to(device), given.is_clean.to(device)
 
     def predicted(x: Tensor, alpha: float, sigma: float, is_clean: Tensor) -> tuple[Splats, Tensor]:
         a, s = (torch.full((1,), v, device=device) for v in (alpha, sigma))
+        rays = ray_features(pictures, is_clean, cameras, network.config.side // 2)[None]
         splats = to_splats(network(x, pictures[None], is_clean[None], a, s, rays)[0], cameras, pictures, is_clean)
         return splats, space.encode(drawn(splats, cameras))[None]
 

@@ -16,6 +16,14 @@ REACH = 0.87  # world units before and behind the object's centre: half the diag
 MAX_SHIFT = 2.0  # pixels that a Gaussian can move from its pixel's ray
 KNOWN_OPACITY = 4.0  # logit with which a known pixel starts inside the silhouette, its negative outside
 EMPTY_OPACITY = -2.0  # and a pixel of a view that is not known
+CARVED = 8.0  # logits that a Gaussian loses where a known view shows nothing but background
+HULL_SAMPLES = 16  # along the ray of a pixel
+HULL_CHANNELS = HULL_SAMPLES + 3
+
+
+def ray_features(clean: Tensor, is_clean: Tensor, cameras: Cameras, side: int) -> Tensor:
+    """[V, 6 + HULL_CHANNELS, side, side] of one object's views: rays, and what known views say of them."""
+    return torch.cat([plucker_rays(cameras, side), hull_features(clean, is_clean, cameras, side)], dim=1)
 
 
 def plucker_rays(cameras: Cameras, side: int) -> Tensor:
@@ -29,11 +37,51 @@ def plucker_rays(cameras: Cameras, side: int) -> Tensor:
     return torch.cat([directions, moments], dim=-1).permute(0, 3, 1, 2).contiguous()
 
 
+def hull_features(clean: Tensor, is_clean: Tensor, cameras: Cameras, side: int) -> Tensor:
+    """What the known views say of the space along every ray: [V, HULL_CHANNELS, side, side].
+
+    For points between the front and the back of the object on the ray of each pixel of each view: the least coverage that a
+    known view has there, which is the visual hull (Laurentini 1994), and the mean colour of those inside. Without known views
+    all is possible: coverage 1, grey. clean [V, 4, S, S], is_clean [V], cameras [V].
+    """
+    small = cameras.resized(side, side)
+    depth = torch.linspace(DISTANCE - REACH, DISTANCE + REACH, HULL_SAMPLES, device=clean.device)
+    rays, rotation = _in_camera(small), small.cam_from_world[:, :3, :3]
+    points = torch.einsum("vhwi,vij,d->vdhwj", rays, rotation, depth) + small.centers[:, None, None, None, :]
+    seen = seen_by(points.reshape(-1, 3), clean, is_clean, cameras)  # [known, 4, M]
+    if not len(seen):
+        return (
+            torch.cat([torch.ones(HULL_SAMPLES), torch.full((3,), 0.5)])
+            .to(clean)[None, :, None, None]
+            .expand(len(clean), -1, side, side)
+        )
+    hull = seen[:, 3].amin(0)
+    colour = (seen[:, :3] / seen[:, 3:].clamp(min=0.05)).mean(0).clamp(0, 1)
+    hull, colour = hull.reshape(points.shape[:-1]), colour.reshape(3, *points.shape[:-1])
+    mean = (colour * hull).sum(2) / hull.sum(1).clamp(min=0.05)
+    return torch.cat([hull, mean.transpose(0, 1)], dim=1)
+
+
+def seen_by(points: Tensor, clean: Tensor, is_clean: Tensor, cameras: Cameras) -> Tensor:
+    """World points [M, 3] -> [K, 4, M] premultiplied colour and coverage where each of the K known views shows them.
+
+    Coverage is the largest of a pixel's neighbourhood, so that rods stay whole; outside its pictures an object has nothing.
+    """
+    known = torch.nonzero(is_clean).squeeze(1)
+    pictures, poses, K = clean[known], cameras.cam_from_world[known], cameras.K[known]
+    pictures = torch.cat([pictures[:, :3], F.max_pool2d(pictures[:, 3:], 3, 1, 1)], dim=1)
+    in_cam = torch.einsum("kij,mj->kmi", poses[:, :3, :3], points) + poses[:, None, :3, 3]
+    z = in_cam[..., 2:].clamp(min=1e-3)
+    at = in_cam[..., :2] / z * torch.stack([K[:, 0, 0], K[:, 1, 1]], -1)[:, None] + K[:, None, :2, 2]
+    grid = 2 * at / torch.tensor([cameras.width, cameras.height], device=at.device) - 1
+    return F.grid_sample(pictures, grid[:, None], align_corners=False)[:, :, 0]
+
+
 def to_splats(maps: Tensor, cameras: Cameras, clean: Tensor, is_clean: Tensor) -> Splats:
     """The maps [V, 14, S, S] of one object -> V S S Gaussians in the world of `cameras` [V]; differentiable.
 
     clean [V, 4, S, S] premultiplied colour and coverage, is_clean [V]: known pixels start with their own colour and coverage,
-    so that the network adds to what is seen.
+    so that the network adds to what is seen, and what a known view shows to be empty is carved away.
     """
     side = maps.shape[-1]
     small = cameras.resized(side, side)
@@ -48,12 +96,16 @@ def to_splats(maps: Tensor, cameras: Cameras, clean: Tensor, is_clean: Tensor) -
     straight = (picture[..., :3] / picture[..., 3:].clamp(min=1e-3)).clamp(0.02, 0.98)
     rgb = torch.sigmoid(colour + known * torch.logit(straight))
     start = known * KNOWN_OPACITY * (2 * picture[..., 3:] - 1) + (1 - known) * EMPTY_OPACITY
+    opacity = (opacity + start).reshape(-1)
+    with torch.no_grad():
+        seen = seen_by(means.reshape(-1, 3), clean, is_clean, cameras)[:, 3]  # [known, N]
+        empty = (1 - seen).amax(0) if len(seen) else torch.zeros_like(opacity)
     identity = torch.tensor([1.0, 0, 0, 0], device=maps.device)
     return Splats(
         means.reshape(-1, 3),
         (quats + identity).reshape(-1, 4),
         (footprint.log() - 0.5 + 3 * torch.tanh(log_scales / 3)).reshape(-1, 3),
-        (opacity + start).reshape(-1),
+        opacity - CARVED * empty,
         from_rgb(rgb).reshape(-1, 1, 3),
     )
 

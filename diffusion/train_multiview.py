@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffusion.models.multiview import MultiviewDenoiser
 from diffusion.objective.losses import min_snr_weight
-from diffusion.splat_maps import depth_of, plucker_rays, to_splats
+from diffusion.splat_maps import depth_of, ray_features, to_splats
 from diffusion.train_latents import balanced_weights
 from diffusion.training import TrainConfig, half_precision, train
 from diffusion.view_bank import FAR, NEAR, ViewBank, cameras_at
@@ -143,7 +143,9 @@ class MultiviewLoss:
         a, s = (v[:, None, None, None, None] for v in (alpha, sigma))
         cameras = [cams.to(device) for cams in batch.cameras]
         half = seen.shape[-1] // 2
-        rays = torch.stack([plucker_rays(cams[: c.views], half) for cams in cameras])
+        rays = torch.stack(
+            [ray_features(p, k, cams[: c.views], half) for p, k, cams in zip(seen, is_clean, cameras, strict=True)]
+        )
         with half_precision(c.loop, network):
             maps = network(a * x0 + s * noise, seen, is_clean, alpha, sigma, rays).float()
         total, errors = torch.zeros((), device=device), []

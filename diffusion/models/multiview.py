@@ -12,7 +12,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffusion.splat_maps import MAP_CHANNELS
+from diffusion.splat_maps import HULL_CHANNELS, MAP_CHANNELS
 
 FREQUENCIES = 16  # of the noise level's embedding
 PATCH = 8  # pixels along the side of a token
@@ -33,7 +33,9 @@ class MultiviewDenoiser(ModelMixin, ConfigMixin):
         super().__init__()
         if space not in ("pixel", "latent") or side % PATCH or width % heads:
             raise ValueError(f"space {space!r}, side {side} and width {width} make no network")
-        seen = 4 * 4 + 1 + 6 + (4 * channels if space == "pixel" else 0)  # at half resolution: clean, its mask, rays, noisy
+        seen = (
+            4 * 4 + 1 + 6 + HULL_CHANNELS + (4 * channels if space == "pixel" else 0)
+        )  # at half resolution: clean, its mask, rays, hull, noisy
         self.enter = nn.Conv2d(seen, half, 3, padding=1)
         self.fine = _Residual(half)
         self.to_quarter = nn.Conv2d(half, quarter, 2, stride=2)
@@ -58,7 +60,7 @@ class MultiviewDenoiser(ModelMixin, ConfigMixin):
 
         noisy [B, V, C, h, w] = alpha x_0 + sigma n; clean [B, V, 4, S, S] premultiplied sRGB and coverage in [0, 1]; is_clean
         [B, V] bool, which views those are known of: only there `clean` is read, and only elsewhere `noisy` is; alpha, sigma
-        [B]; rays [B, V, 6, S/2, S/2] of `splat_maps.plucker_rays`.
+        [B]; rays [B, V, 6 + HULL_CHANNELS, S/2, S/2]: `splat_maps.plucker_rays` and `hull_features`.
         """
         c = self.config
         known = is_clean[:, :, None, None, None].to(clean.dtype)
