@@ -221,7 +221,7 @@ class Train(Machine):
     work: Positional[Path]
     """Folder of everything that training makes; the weights come to WORK/weights."""
     objects: Path | None = None
-    """Objects to learn from, for text-volumes, text-bank, image-views: a folder of .glb, .obj or .ply files, or a packed set."""
+    """Objects, for text-volumes, text-bank and image-views: a folder of .glb, .obj or .ply files, or a packed set."""
     minutes: float = 0
     """End a network's sitting after so many minutes, and save; 0 trains to the end."""
     steps: int | None = None
