@@ -15,9 +15,9 @@ ALIKE = 8.0  # Lab; border pixels nearer than this to the fitted background belo
 PLAIN = 0.75  # share of the border that must be background: the subject may run out of the picture somewhere
 NOISE = 4.0  # times the background's own deviation; what differs more is subject
 LEAST, MOST = 3.0, 9.0  # Lab, between which that threshold is kept: JPEG noise, and subjects of nearly the same colour
-HOLE = 0.01  # of the subject's area: smaller enclosed patches of the background's colour are the subject's own
+HOLE = 0.004  # of the subject's area: smaller enclosed patches of the background's colour are the subject's own
 HOLE_ALIKE = 0.5  # of the threshold: a hole must be as even as the background is; a white shirt seldom is
-SPECK = 0.002  # of the subject's area: smaller pieces beside it are dirt
+SPECK = 0.004  # of the subject's area: smaller pieces beside it are dirt
 
 
 def plain_background_mask(image: Tensor) -> Tensor | None:

@@ -29,25 +29,26 @@ from splat.views import Views
 class RefineConfig:
     """How far the object may move towards its pictures."""
 
-    steps: int = 200  # optimiser steps, each of one picture or anchor
+    steps: int = 200  # optimiser steps, each of one picture or anchor, for one picture; further ones have theirs added
     photo_share: float = 0.6  # of the steps that look at the pictures; the others look at the anchors
     anchors: int = 12  # renders of the generated object on each of two rings, above and below
     anchor_side: int = 96  # px of the anchors
     anchor_elevations_deg: tuple[float, ...] = (30.0, -10.0)
     max_gaussians: int = 60_000
+    lr_means: float = 8e-5  # at first, in units of the cameras' spread; a tenth of it at the end
+    lr_colours: float = 2e-2
     least_opacity: float = 0.02  # Gaussians fainter than this are dropped first; the network leaves many
     threads: int | None = None  # CPU threads
     backend: str = "auto"  # renderer
     seed: int = 0
 
-    @property
-    def fit(self) -> FitConfig:
+    def fit(self, pictures: int) -> FitConfig:
         return FitConfig(
-            steps=self.steps,
+            steps=round(self.steps * (1 + (pictures - 1) * self.photo_share)),
             sh_degree=0,
-            lr_means=8e-5,
-            lr_means_final=8e-6,
-            lr_sh0=1e-2,
+            lr_means=self.lr_means,
+            lr_means_final=self.lr_means / 10,
+            lr_sh0=self.lr_colours,
             opacity_regulariser=0.0,
             scale_regulariser=0.0,
             min_visibility=0.0,
@@ -82,8 +83,8 @@ def refine_object(
     views = [picture.view(f"picture_{i}") for i, picture in enumerate(pictures)]
     anchors = anchor_views(splats, config)
     share = config.photo_share / (1 - config.photo_share)
-    turns = max(round(share * len(anchors) / len(views)), 1)  # a view listed twice is looked at twice as often
-    result = yield from fit([*views * turns, anchors], splats, config.fit, state)
+    turns = max(round(share * len(anchors)), 1)  # a view listed twice is looked at twice as often
+    result = yield from fit([*views * turns, anchors], splats, config.fit(len(pictures)), state)
     before, after = (front_psnr(s, pictures[0], config) for s in (splats, result.splats))
     return Refined(result.splats, before, after)
 
