@@ -112,16 +112,15 @@ def convert_pickle(source: Path, target: Path) -> None:
 def _checked(path: Path, found: Mapping[str, tuple[int, ...]]) -> LgmShape:
     """The shape of the network, once every name and every tensor's shape is the network's own."""
     try:
-        shape = shape_of(found)
+        network_shape = shape_of(found)
         with torch.device("meta"):
-            expected = {name: tuple(x.shape) for name, x in LGM(shape).state_dict().items()}
+            expected = {name: tuple(x.shape) for name, x in LGM(network_shape).state_dict().items()}
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         name = f"it lacks {error.args[0]}" if isinstance(error, KeyError) else _first_line(error)
         raise InputError(f"{path} is no LGM checkpoint: {name}; give LGM's model_fp16_fixrot.safetensors.") from error
     missing = [name for name in expected if name not in found]
     unexpected = [name for name in found if name not in expected]
-    other = [f"{name} {found[name]} instead of {expected[name]}" for name in expected if found.get(name, ()) != expected[name]]
-    other = other if not missing else []
+    other = [f"{name} {found[name]} instead of {shape}" for name, shape in expected.items() if found.get(name, shape) != shape]
     faults = [
         f"{len(names)} {kind} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
         for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", other))
@@ -131,7 +130,7 @@ def _checked(path: Path, found: Mapping[str, tuple[int, ...]]) -> LgmShape:
         raise InputError(
             f"{path} does not fit LGM's network of {len(expected)} tensors: {'; '.join(faults)}; fetch the released file again."
         )
-    return shape
+    return network_shape
 
 
 def _check_numbers(path: Path, tensors: Mapping[str, Tensor]) -> None:
