@@ -10,9 +10,11 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
 from diffusion.models.from_disk import load_network
+from diffusion.models.patch_autoencoder import PatchAutoencoder
 from splat.errors import InputError
 
-KINDS = (AutoencoderKL, AutoencoderTiny)
+KINDS = (PatchAutoencoder, AutoencoderKL, AutoencoderTiny)
+Network = PatchAutoencoder | AutoencoderKL | AutoencoderTiny
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Autoencoder:
     Stable Diffusion's, sees the former on white; one of four sees the latter with coverage 1.
     """
 
-    network: AutoencoderKL | AutoencoderTiny
+    network: Network
     shift: float | Tensor  # of the network's latents, or [C, 1, 1]
     scale: float | Tensor  # their deviation
     colours: int  # 3, or 4 with coverage: of what the network takes and makes
@@ -31,7 +33,7 @@ class Autoencoder:
     factor: int  # pixels along the side of a latent
 
     @staticmethod
-    def of(network: AutoencoderKL | AutoencoderTiny) -> Autoencoder:
+    def of(network: Network) -> Autoencoder:
         """Scaling as the network's config has it. Raises InputError where it takes other pictures than these."""
         c = network.config
         if c.in_channels not in (3, 4) or c.out_channels != c.in_channels:
@@ -40,8 +42,11 @@ class Autoencoder:
                 "give one of 3 (colour) or 4 (colour, coverage)."
             )
         shift, scale = c.get("shift_factor") or 0.0, 1 / (c.get("scaling_factor") or 1.0)
-        stages = len(c.block_out_channels) if isinstance(network, AutoencoderKL) else len(c.num_encoder_blocks)
-        return Autoencoder(network, shift, scale, c.in_channels, c.latent_channels, 2 ** (stages - 1))
+        if c.get("latents_mean") is not None and c.get("latents_std") is not None:  # of each channel, as Playground v2.5 has it
+            device = next(network.parameters()).device
+            mean, deviation = (torch.tensor(c[k], device=device)[:, None, None] for k in ("latents_mean", "latents_std"))
+            shift, scale = mean, scale * deviation
+        return Autoencoder(network, shift, scale, c.in_channels, c.latent_channels, _factor(network))
 
     @property
     def device(self) -> torch.device:
@@ -76,6 +81,13 @@ class Autoencoder:
             raise InputError(
                 f"Pictures of {width} x {height} px have no whole latents; sides must be multiples of {self.factor}."
             )
+
+
+def _factor(network: Network) -> int:
+    if isinstance(network, PatchAutoencoder):
+        return network.factor
+    c = network.config
+    return 2 ** (len(c.block_out_channels if isinstance(network, AutoencoderKL) else c.num_encoder_blocks) - 1)
 
 
 def load_autoencoder(folder: Path, device: torch.device | str = "cpu") -> Autoencoder:

@@ -42,15 +42,16 @@ def load_network(folder: Path, kinds: tuple[type[ModelMixin], ...]) -> ModelMixi
             use_safetensors=True,
             low_cpu_mem_usage=False,
             variant=variant,
+            torch_dtype=torch.float32,
             output_loading_info=True,
         )
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"{folder} holds no whole {name} ({reason[0]}); copy it again.") from error
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(f"{folder} holds no whole {name} ({reason}); copy it again.") from error
     wrong = {
         what: sorted(map(str, report[what])) for what in ("missing_keys", "unexpected_keys", "mismatched_keys") if report[what]
     }
     if wrong:
         told = "; ".join(f"{len(keys)} {what.removesuffix('_keys')}, such as {keys[0]}" for what, keys in wrong.items())
         raise InputError(f"The weights in {folder} are not those of its config ({told}); copy both from one place.")
-    return network.to(torch.float32).eval()
+    return network.eval()
