@@ -23,7 +23,7 @@ from app.workers import Crew, Died, Failed, Item, Made, Ready, Step, Unfit
 from splat.errors import InputError, SplatsmithError, StoppedLate
 from splat.progress import Progress
 
-VERSION = 1  # of the form of batch.json
+MADE_BY, VERSION = "splatsmith", 1  # of the form of batch.json
 WAIT = 0.5  # seconds between two events of the batch when no worker has anything to tell
 PAGE_EVERY = 5.0  # seconds between two index.html, each of which is written as a whole
 
@@ -75,7 +75,7 @@ class Batch:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "made_by": "splatsmith",
+            "made_by": MADE_BY,
             "version": VERSION,
             "status": self.status,
             "started": self.started,
@@ -314,12 +314,27 @@ class _Run:
 
 
 def read_batch(out: Path) -> dict[str, Any] | None:
-    """What `out`/batch.json holds; None when there is none of ours, or it is damaged."""
+    """What `out`/batch.json holds; None when there is none of this version, or it is damaged."""
     try:
         found = json.loads((out / "batch.json").read_text())
-    except (OSError, ValueError):
+        whole = found["version"] == VERSION and all(row.keys() >= {"out", "status", "seconds"} for row in found["items"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
-    return found if isinstance(found, dict) and found.get("made_by") == "splatsmith" else None
+    return found if whole and found.get("made_by") == MADE_BY else None
+
+
+def was_cancelled(out: Path) -> bool:
+    """Whether the last batch in `out` was cancelled, or killed, before its end."""
+    return (read_batch(out) or {}).get("status") in ("cancelled", "running")
+
+
+def replaced_so_far(out: Path) -> frozenset[Path]:
+    """Complete results that a batch with --overwrite in `out` had put in place before it ended early."""
+    found = read_batch(out) or {}
+    if found.get("status") in ("done", "partial") or not found.get("options", {}).get("overwrite"):
+        return frozenset()
+    rows = [row for row in found["items"] if row["status"] in ("done", "skipped")]
+    return frozenset(folder for row in rows if is_complete(folder := out / row["out"]))
 
 
 def _check_folder(out: Path) -> None:
@@ -328,20 +343,25 @@ def _check_folder(out: Path) -> None:
         raise InputError(f"{out} is a file; give a folder as --out.")
     if is_complete(out):
         raise InputError(f"{out} is a result itself; give a folder for the results of this run as --out.")
-    if read_batch(out) is None:
-        for name in ("index.html", "batch.json"):
-            if (out / name).exists():
-                raise InputError(f"{out / name} is not ours, so it is left alone; give another --out.")
+    present = [name for name in ("batch.json", "index.html") if (out / name).exists()]
+    if present and not _is_ours(out / "batch.json"):
+        raise InputError(f"{out / present[0]} is not ours, so it is left alone; give another --out.")
+
+
+def _is_ours(batch_json: Path) -> bool:
+    """Of any version, damaged or not."""
+    try:
+        return f'"made_by": "{MADE_BY}"' in batch_json.read_text(errors="replace")
+    except OSError:
+        return False
 
 
 def _remember_skipped(out: Path, records: list[Record]) -> None:
     """Time and attempts of results that are complete already, from the batch.json of the run that made them."""
-    rows = (read_batch(out) or {}).get("items", [])
-    earlier = {row.get("out"): row for row in rows if isinstance(row, dict)} if isinstance(rows, list) else {}
+    earlier = {row["out"]: row for row in (read_batch(out) or {"items": []})["items"]}
     for record in records:
-        row = earlier.get(record.item.out.name)
-        if record.status == "skipped" and row and isinstance(row.get("seconds"), int | float):
-            record.seconds = float(row["seconds"])
+        if record.status == "skipped" and record.item.out.name in earlier:
+            record.seconds = earlier[record.item.out.name]["seconds"]
 
 
 def _row(record: Record) -> dict[str, Any]:

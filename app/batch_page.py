@@ -26,7 +26,8 @@ def page(batch: Batch) -> str:
     tally = ", ".join(f"{counts[status]} {TOLD.get(status, status)}" for status in ORDER if counts[status])
     # A template of plain words in braces: text of users is put in last and never read as template again.
     parts = resources.files("app").joinpath("batch_page.html").read_text(encoding="utf-8").split("{{}}")
-    values = (_text(batch.out.absolute().name), _text(batch.out.absolute().name), _text(f"{tally}; {batch.started}"), cards)
+    title, begun = _text(batch.out.absolute().name), batch.started.replace("T", " ").replace("+00:00", " UTC")
+    values = (title, title, _text(f"{tally}; begun {begun}"), cards)
     assert len(parts) == len(values) + 1, len(parts)
     filled = parts[0] + "".join(value + part for value, part in zip(values, parts[1:]))
     return filled.encode("utf-8", "replace").decode()  # file names need not be valid text
@@ -35,8 +36,8 @@ def page(batch: Batch) -> str:
 def _card(record: Record) -> str:
     item = record.item
     name = _text(item.name)
-    shown = _picture(item.out) if record.status in ("done", "skipped") else f'<div class="none">{record.status}</div>'
     told = TOLD.get(record.status, record.status)
+    shown = _picture(item.out) if record.status in ("done", "skipped") else f'<div class="none">{told}</div>'
     if record.seconds:
         told += f" in {clock(record.seconds)}"
     lines = [f'<article class="{record.status}">', shown, f'<h2 dir="auto" title="{name}">{name}</h2>']

@@ -131,7 +131,7 @@ class Image(Job):
     """A U2-Net or IS-Net model file (.onnx) that finds the subject; by default one that rembg left on this machine, where
     the background is not plain."""
     elevation: float | None = None
-    """How far the camera looked down on the subject, in degrees: 0 is level, 90 from above; by default 15."""
+    """How far the camera looked down on the subject, in degrees: 0 is level, 90 from above; by default 20."""
     steps: int | None = None
     """Network calls of the diffusion; the preset decides by default."""
     guidance: float | None = None
@@ -140,6 +140,14 @@ class Image(Job):
     """Steps of the fit that makes the front view the picture itself; 0 leaves it out; the preset decides by default."""
     weights: Path | None = None
     """Folder of a trained image-to-3D model; by default the one that comes with splatsmith."""
+    jobs: int | None = None
+    """Worker processes, which make an object each at the same time and share --threads and --memory-budget; by default 1, on
+    a cluster as many as it has room for."""
+    item_seconds: float | None = None
+    """Longest time for one object of several: one that takes longer has failed, and the others go on; by default no limit."""
+    cluster: Annotated[str | None, arg(metavar="ADDRESS")] = None
+    """Work on a Ray cluster, at HOST:6379, ray://HOST:10001 or auto, with --threads CPUs for each worker, by default 1;
+    local starts one on this machine."""
     resume: bool = False
     """Leave complete results as they are and continue the rest, unless --overwrite is given too."""
     overwrite: bool = False

@@ -74,7 +74,10 @@ def check_out(out: Path, *, resume: bool, overwrite: bool) -> bool:
             return True
         if not overwrite:
             more = f" (with --resume, to continue {partial})" if (partial / "job.json").is_file() else ""
-            raise InputError(f"{out} holds a complete result; give --overwrite to replace it{more}, or another --out.")
+            raise InputError(
+                f"{out} holds a complete result; give --resume to leave it as it is, --overwrite to replace it{more}, or "
+                "another --out."
+            )
     elif out.is_dir() and any(out.iterdir()):
         raise InputError(f"{out} exists and is not a result folder, so it is left alone; give another --out.")
     elif out.exists() and not out.is_dir():

@@ -126,24 +126,22 @@ class LocalCrew:
         self._hired += 1
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, self.prepare, self.threads), daemon=True)
+        process = context.Process(target=_serve, args=(theirs, self.threads), daemon=True)
         try:
             with _interrupts_held():
                 process.start()
         except OSError as error:  # no memory or no process left
             ours.close()
             self._unstarted.append((self._hired, Died(f"could not be started ({error.strerror or error})")))
-        else:
-            self._workers[self._hired] = _Worker(process, ours)
+            return self._hired
         finally:
             theirs.close()  # so that the pipe ends with the process
+        self._workers[self._hired] = _Worker(process, ours)
+        self._send(self._hired, self.prepare)
         return self._hired
 
     def give(self, worker: int, item: Item, attempt: int) -> None:
-        try:
-            self._workers[worker].pipe.send((item, attempt))
-        except OSError:  # it has just died, which `events` tells
-            pass
+        self._send(worker, (item, attempt))
 
     def events(self, timeout: float) -> list[tuple[int, Event]]:
         told, self._unstarted = self._unstarted, []
@@ -164,16 +162,19 @@ class LocalCrew:
             self._end_of(worker)
 
     def close(self) -> None:
-        for worker in self._workers.values():
-            try:
-                worker.pipe.send(None)
-            except OSError:
-                pass
+        for number in self._workers:
+            self._send(number, None)
         deadline = time.monotonic() + GRACE
         for worker in self._workers.values():
             worker.process.join(max(deadline - time.monotonic(), 0))
         for number in list(self._workers):
             self.dismiss(number)
+
+    def _send(self, number: int, what: Any) -> None:
+        try:
+            self._workers[number].pipe.send(what)
+        except OSError:  # it has just died, which `events` tells
+            pass
 
     def _end_of(self, number: int) -> str:
         worker = self._workers.pop(number)
@@ -214,15 +215,22 @@ def work_on(make: Make, item: Item, attempt: int, tell: Callable[[Progress], Non
     return Made(time.monotonic() - began, psutil.Process().memory_info().rss / 1e6)
 
 
+def limit_threads(threads: int) -> None:
+    """Of the libraries that this process is going to load; torch also has a setter, for later."""
+    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = str(threads)
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # waiting threads sleep: other workers want the cores
+
+
 class _Cancelled(BaseException):
     """The parent says stop in the middle of an item."""
 
 
-def _serve(pipe: Connection, prepare: Prepare, threads: int) -> None:
+def _serve(pipe: Connection, threads: int) -> None:
     """A worker process, from its start to its end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch and others load their thread pools
+    limit_threads(threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    prepare: Prepare = pipe.recv()  # which imports its modules
     try:
         make = prepare()
     except SplatsmithError as error:

@@ -13,8 +13,9 @@ import psutil
 import pytest
 from toy_batch import HELD, Toys, crew, items_of, write_toys
 
-from app.batch import Batch, BatchConfig, Record, read_batch, run_batch
+from app.batch import Batch, BatchConfig, Record, read_batch, replaced_so_far, run_batch, was_cancelled
 from app.result_folder import is_complete
+from app.workers import Item
 from splat.errors import InputError, StoppedLate
 
 ROOT = Path(__file__).parents[2]
@@ -173,7 +174,7 @@ def test_none_came_out(tmp_path):
 
 
 SCRIPT = """
-import sys
+import signal, sys
 from functools import partial
 from pathlib import Path
 sys.path.insert(0, "tests/app")
@@ -181,6 +182,7 @@ from toy_batch import Toys, crew, items_of
 from app.batch import BatchConfig, run_batch
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell without job control has it ignored in the background
     tmp = Path(sys.argv[1])
     items, toys = items_of(tmp / "toys", tmp / "out"), Toys(tmp / "diary")
     for event in run_batch(tmp / "out", items, partial(crew, toys), BatchConfig(jobs=2)):
@@ -212,11 +214,14 @@ def test_ctrl_c_reaches_workers_through_the_batch_alone(tmp_path):
     words = [sys.executable, tmp_path / "script.py", tmp_path]
     process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     toys = Toys(tmp_path / "diary")
-    while toys.count("began") < 2:
-        assert process.poll() is None
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    _, told = process.communicate(timeout=30)
+    try:
+        while toys.count("began") < 2:
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        _, told = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert told.count("Traceback") == 1 and told.rstrip().endswith("KeyboardInterrupt"), told
     assert set(statuses(tmp_path / "out").values()) == {"cancelled"}
     assert not any(alive(pid) for (pid,) in toys.lines("prepared"))
@@ -260,8 +265,22 @@ def test_the_time_left_is_said_once_an_item_has_ended(tmp_path):
     assert said and all("toy" in note for note in said.values() if "n5" in note)
 
 
-def test_a_damaged_batch_json_is_no_obstacle_to_reading(tmp_path):
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"version": 1}', '{"version": 1, "items": [3], "made_by": "splatsmith"}'])
+def test_a_damaged_batch_json_counts_as_none(tmp_path, damage):
     assert read_batch(tmp_path) is None
-    (tmp_path / "batch.json").write_text("{")
-    assert read_batch(tmp_path) is None
-    assert Record(None).status == "waiting"
+    (tmp_path / "batch.json").write_text(damage)
+    assert read_batch(tmp_path) is None and not was_cancelled(tmp_path) and not replaced_so_far(tmp_path)
+
+
+def test_what_an_interrupted_replacement_had_put_in_place(tmp_path):
+    """A batch with --overwrite that was cancelled goes on with what is left, and leaves what it made alone."""
+    items = [Item(name, tmp_path / name, name) for name in "abc"]
+    for item in items:
+        item.out.mkdir()
+        (item.out / "report.json").touch()
+    records = [Record(items[0], "done"), Record(items[1], "skipped"), Record(items[2], "cancelled")]
+    for status, overwrite, expected in (("cancelled", True, {"a", "b"}), ("cancelled", False, set()), ("done", True, set())):
+        written = Batch(tmp_path, records, {"overwrite": overwrite}, status).to_json()
+        (tmp_path / "batch.json").write_text(json.dumps(written))
+        assert {out.name for out in replaced_so_far(tmp_path)} == expected
+        assert was_cancelled(tmp_path) == (status == "cancelled")
