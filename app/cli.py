@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app import commands
+from app.batch import was_cancelled
 from app.console import Talk, complain, emit, follow, say, stop_talking
 from app.estimate import clock
 from app.result_folder import FULL_DISK, resume_flags
 from splat.errors import BackendUnavailable, InputError, StoppedLate
 
 if TYPE_CHECKING:
-    from app.image_pipeline import Images
-    from app.text_pipeline import Batch
+    from app.batch import Batch
 
 DONE, BAD_INPUT, PARTIAL, STOPPED_LATE, CANCELLED = 0, 2, 3, 4, 130
 
@@ -57,19 +57,21 @@ def photos(options: commands.Photos, talk: Talk) -> int:
 
 
 def image(options: commands.Image, talk: Talk) -> int:
-    from app.image_pipeline import images_to_scenes
+    from app.image_batch import image_batch, makes_batch
+    from app.image_pipeline import picture_to_scene
 
-    return _objects(follow(images_to_scenes(options), talk), talk)
+    if makes_batch(options):
+        return _batch(follow(image_batch(options), talk), talk)
+    outcome = follow(picture_to_scene(options), talk)
+    say(_object_summary(outcome.out, outcome.report), talk)
+    emit("done", talk, out=str(outcome.out), skipped=outcome.skipped, report=outcome.report)
+    return DONE
 
 
 def text(options: commands.Text, talk: Talk) -> int:
     from app.text_pipeline import text_to_scenes
 
-    return _objects(follow(text_to_scenes(options), talk), talk)
-
-
-def _objects(batch: Batch | Images, talk: Talk) -> int:
-    """Tell what became of one object or several; the exit status."""
+    batch = follow(text_to_scenes(options), talk)
     for outcome in batch.outcomes:
         say(_object_summary(outcome.out, outcome.report), talk)
     for out, sentence in batch.failed:
@@ -78,6 +80,19 @@ def _objects(batch: Batch | Images, talk: Talk) -> int:
     failed = [{"out": str(out), "message": sentence} for out, sentence in batch.failed]
     emit("done", talk, out=str(batch.out), results=results, failed=failed)
     return PARTIAL if batch.failed else DONE
+
+
+def _batch(batch: Batch, talk: Talk) -> int:
+    """Tell what became of many objects; the exit status."""
+    counts, failed = batch.counts, batch.failed
+    made = f"{counts['done']} of {len(batch.records)} made"
+    others = [f"{n} {word}" for word, n in (("made before", counts["skipped"]), ("failed", counts["failed"])) if n]
+    say(f"{batch.out}: {', '.join([made, *others, clock(batch.seconds)])}; see {batch.out / 'index.html'}", talk)
+    for record in failed:
+        complain(f"{record.item.name} is missing: {record.error}")
+    missing = [{"out": str(r.item.out), "input": r.item.source, "message": r.error} for r in failed]
+    emit("done", talk, out=str(batch.out), counts=dict(counts), seconds=batch.seconds, failed=missing)
+    return PARTIAL if failed else DONE
 
 
 def demo(options: commands.Demo, talk: Talk) -> int:
@@ -170,7 +185,7 @@ def _flags_to_continue(command: commands.Command) -> str:
     if out is None:
         return ""
     if isinstance(command, commands.Image | commands.Text):
-        unfinished = out.is_dir() and any(path.is_dir() for path in out.glob("*.partial"))
+        unfinished = out.is_dir() and (any(path.is_dir() for path in out.glob("*.partial")) or was_cancelled(out))
         return ("--overwrite --resume" if command.overwrite else "--resume") if unfinished else ""
     return resume_flags(out) if Path(f"{out}.partial").is_dir() else ""
 

@@ -32,7 +32,7 @@ from app.result_folder import WorkFolder, begin, check_out, disk_errors_as_sente
 from app.saved_stages import load_stage, save_stage
 from app.stopwatch import StageCost, Stopwatch
 from diffusion.image_config import ImageSampleConfig
-from splat.errors import InputError, StoppedLate
+from splat.errors import InputError
 from splat.progress import Progress
 from splat.similarity import Similarity
 
@@ -69,15 +69,6 @@ class GeneratedObject(Protocol):
 
 
 Load = Callable[[Path | None, str], ImageGenerator]  # folder of the weights, None for the shipped ones; device
-
-
-@dataclass(frozen=True)
-class Images:
-    """What became of every object."""
-
-    out: Path
-    outcomes: tuple[Outcome, ...]  # in the order of the plan
-    failed: tuple[tuple[Path, str], ...] = ()  # and the sentence why
 
 
 @dataclass(frozen=True)
@@ -120,52 +111,31 @@ class ImagePlan:
         return Progress("estimate", 1, 1, sentence, values={"seconds": self.estimate.seconds, "memory": self.estimate.memory})
 
 
-def images_to_scenes(options: Image, load: Load | None = None) -> Generator[Progress, None, Images]:
-    """Pictures to one result folder an object, one after the other; closing the generator leaves resumable states.
+def picture_to_scene(options: Image, load: Load | None = None) -> Generator[Progress, None, Outcome]:
+    """The picture, or with --views the pictures, of one object to its result folder; for several objects see `app.image_batch`.
 
-    Yields first the estimate, then the stage model, and for each object those of `image_to_scene`; of several objects,
-    `Progress("object", i, n, name)` comes before each. `load` gives the generator, by default `load_generator`. Raises
-    `InputError` before anything is written, `StoppedLate` when the disk refuses or when no object could be made; an object
-    that fails does not stop the others.
+    Yields first the estimate, then the stage model and those of `image_to_scene`. `load` gives the generator, by default
+    `load_generator`. Raises `InputError` before anything is written, `StoppedLate` after that.
     """
     plan = plan_images(options)
-    done = {out: Outcome(out, read_report(out), skipped=True) for out in sorted(plan.complete)}
-    failed: dict[Path, str] = {}
+    if len(plan.items) > 1:
+        raise InputError(f"{len(plan.items)} pictures are {len(plan.items)} objects; give --views if they show one.")
+    (item,) = plan.items
     for sentence in plan.notices:
         yield Progress("notice", 1, 1, sentence)
-    if plan.todo:
-        yield from _made(plan, load or load_generator, done, failed)
-    if failed and not done:
-        out, sentence = next(iter(failed.items()))
-        raise StoppedLate(sentence if len(failed) == 1 else f"None of {len(failed)} objects came out; {out.name}: {sentence}")
-    return Images(Path(options.out), tuple(done[i.out] for i in plan.items if i.out in done), tuple(failed.items()))
-
-
-def _made(plan: ImagePlan, load: Load, done: dict[Path, Outcome], failed: dict[Path, str]) -> Generator[Progress, None, None]:
-    """Make all that is to do, into `done` and `failed`."""
-    todo, options = plan.todo, plan.options
-    alone = read_pictures(plan, todo[0]) if len(todo) == 1 else None  # judged before the network is loaded
+    if not plan.todo:
+        return Outcome(item.out, read_report(item.out), skipped=True)
+    pictures = read_pictures(plan, item)  # judged before the network is loaded
     yield plan.estimated()
     watch = Stopwatch("model")
     try:
         yield Progress("model", 0, 1)
-        generator = load(options.weights, plan.place.device)
+        generator = (load or load_generator)(options.weights, plan.place.device)
         watch.split()
-        loading = list(watch.costs.values())
     finally:
         watch.stop()
     yield Progress("model", 1, 1)
-    for i, item in enumerate(todo):
-        if len(todo) > 1:
-            yield Progress("object", i + 1, len(todo), item.out.name)
-        try:
-            done[item.out] = yield from image_to_scene(plan, item, generator, alone, [] if i else loading)
-        except (InputError, StoppedLate) as error:
-            if (alone is not None and isinstance(error, InputError)) or isinstance(error.__cause__, OSError):
-                raise  # nothing was begun, or a disk that refuses one object refuses all
-            failed[item.out] = str(error)
-            if len(todo) > 1:
-                yield Progress("notice", 1, 1, f"{item.out.name}: {error}")
+    return (yield from image_to_scene(plan, item, generator, pictures, list(watch.costs.values())))
 
 
 def plan_images(options: Image) -> ImagePlan:

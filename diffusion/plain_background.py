@@ -15,6 +15,8 @@ ALIKE = 8.0  # Lab; border pixels nearer than this to the fitted background belo
 PLAIN = 0.75  # share of the border that must be background: the subject may run out of the picture somewhere
 NOISE = 4.0  # times the background's own deviation; what differs more is subject
 LEAST, MOST = 3.0, 9.0  # Lab, between which that threshold is kept: JPEG noise, and subjects of nearly the same colour
+STRONG = 3.0  # times the threshold: no ripple
+WIDE = 7  # px: no ripple
 HOLE = 0.004  # of the subject's area: smaller enclosed patches of the background's colour are the subject's own
 HOLE_ALIKE = 0.5  # of the threshold: a hole must be as even as the background is; a white shirt seldom is
 SPECK = 0.004  # of the subject's area: smaller pieces beside it are dirt
@@ -37,10 +39,8 @@ def plain_background_mask(image: Tensor) -> Tensor | None:
         return None
     spread = np.percentile(distance[border][like], 90)
     threshold = float(np.clip(NOISE * spread, LEAST, MOST))
-    alike = distance < threshold
-    background = _from_border(alike)
-    subject = ~background
-    subject = _without_specks(subject)
+    alike = ~_different(distance, threshold)
+    subject = _without_specks(~_from_border(alike))
     subject &= ~_holes(subject & alike, distance, threshold, subject.sum())
     return torch.from_numpy(subject)
 
@@ -65,6 +65,19 @@ def _mode(samples: np.ndarray) -> np.ndarray:
     """[3] the middle of the fullest box of 8 Lab units a side: the median would lie between two colours."""
     _, index, counts = np.unique(np.floor(samples / 8), axis=0, return_inverse=True, return_counts=True)
     return np.median(samples[index.reshape(-1) == counts.argmax()], axis=0)
+
+
+def _different(distance: np.ndarray, threshold: float) -> np.ndarray:
+    """[H, W] what is not background. JPEG leaves ripples round a subject, which are thin and faint; its own faint parts are not.
+
+    So what differs but a little counts beside what differs much, and where it is wide.
+    """
+    import cv2
+
+    faint, strong = distance > threshold, (distance > STRONG * threshold).astype(np.uint8)
+    beside = cv2.dilate(strong, np.ones((3, 3), np.uint8)) > 0
+    wide = cv2.morphologyEx(faint.astype(np.uint8), cv2.MORPH_OPEN, np.ones((WIDE, WIDE), np.uint8)) > 0
+    return faint & (beside | wide)
 
 
 def _from_border(alike: np.ndarray) -> np.ndarray:

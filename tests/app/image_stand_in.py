@@ -38,7 +38,7 @@ class StandIn:
     """Counts what was asked of it. Pictures that are all green give an error, all blue ones nothing that can be seen."""
 
     licences = ("Stand-in: CC0-1.0",)
-    side = 32
+    side = 48
 
     def __post_init__(self) -> None:
         self.made: list[tuple[tuple[Subject, ...], int]] = []
