@@ -34,12 +34,12 @@ class AutoencoderTrainConfig:
     widths: tuple[int, ...] = (48, 96)  # of the stages; latents are a (patch * 2^(stages - 1))th of the pictures
     blocks: tuple[int, ...] = (1, 2)  # residual blocks of each stage, on either way
     batch: int = 16
-    opaque: float = 0.25  # share of pictures over a background, coverage 1
+    opaque: float = 0.25  # share of pictures over a background, coverage 1; below 1
     recoloured: float = 0.5  # share with their colour channels permuted
     noise: float = 0.2  # largest deviation of the noise on latents that the decoder must bear, drawn evenly for each picture
     moments: float = 0.02  # weight of the latents' divergence from mean 0 and variance 1
     absolute: float = 0.02  # weight of the absolute error beside the squared one: edges
-    loop: TrainConfig = field(default_factory=lambda: TrainConfig(steps=4000, lr=2e-3, warmup=100, average=0.998, bf16=True))
+    loop: TrainConfig = field(default_factory=lambda: TrainConfig(steps=4000, lr=3e-3, warmup=100, average=0.998, bf16=True))
 
 
 def new_autoencoder(config: AutoencoderTrainConfig) -> PatchAutoencoder:
@@ -84,7 +84,8 @@ class AutoencoderLoss:
         rows = torch.randint(len(self.examples), (n,), generator=generator).numpy()
         views = torch.randint(self.bank.views.shape[1], (n,), generator=generator).numpy()
         x = pictures_of(self.bank, self.examples[rows], views)
-        mirrored, recoloured, opaque = torch.rand(3, n, generator=generator) < torch.tensor([[0.5], [c.recoloured], [c.opaque]])
+        mirrored, recoloured = torch.rand(2, n, generator=generator) < torch.tensor([[0.5], [c.recoloured]])
+        opaque = torch.arange(n) < int(c.opaque * n)  # never all of them: moments are those of cut-outs
         x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
         order = torch.stack([torch.randperm(3, generator=generator) for _ in range(n)])
         order = torch.where(recoloured[:, None], order, torch.arange(3))
