@@ -104,6 +104,21 @@ def test_a_pipelines_folder_gives_its_vae_and_half_precision_files_become_single
     assert not any(p.requires_grad for p in ours.network.parameters()) and not ours.network.training
 
 
+def test_attention_under_the_names_of_stable_diffusion_1_is_read(tmp_path):
+    kl().save_pretrained(tmp_path)
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = load_file(tmp_path / WEIGHTS)
+    for name in [n for n in tensors if ".attentions." in n]:
+        new = next((n for n in old if f".{n}." in name), None)
+        if new is not None:
+            tensors[name.replace(f".{new}.", f".{old[new]}.")] = tensors.pop(name)
+    assert "decoder.mid_block.attentions.0.proj_attn.weight" in tensors
+    save_file(tensors, tmp_path / WEIGHTS)
+    x = torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(load_autoencoder(tmp_path).encode(x), Autoencoder.of(kl()).encode(x), rtol=1e-4, atol=1e-5)
+
+
 def spoilt(tmp_path, change):
     tiny().save_pretrained(tmp_path)
     tensors = load_file(tmp_path / WEIGHTS)

@@ -206,3 +206,23 @@ def test_what_cannot_be_a_backbone_is_refused(pipeline, tmp_path):
         (tmp_path / "unet" / file.name).write_bytes(file.read_bytes())
     with pytest.raises(InputError, match=r"scheduler_config\.json"):
         from_pipeline(tmp_path, autoencoder, SIDE)
+
+
+def test_stable_diffusions_own_size_fits():
+    """Without memory: the 859,520,964 parameters of Stable Diffusion 1's published U-Net, all kept, and the maps' shape."""
+    published = {
+        "block_out_channels": [320, 640, 1280, 1280],
+        "layers_per_block": 2,
+        "cross_attention_dim": 768,
+        "attention_head_dim": 8,
+        "sample_size": 64,
+    }
+    with torch.device("meta"), torch.no_grad():
+        network = MultiviewUNet(published, side=256)
+        added = sum(
+            network.get_parameter(name).numel() for name in ("backbone.conv_in.added.weight", "head.weight", "head.bias")
+        )
+        assert sum(p.numel() for p in network.parameters()) - added - 768 == 859_520_964
+        sample = torch.empty(4, 4 + network.backbone.conv_in.added.in_channels, 32, 32)
+        maps = network.head(network.features(sample, torch.empty(4), views=4))
+    assert maps.shape == (4, MAP_CHANNELS * 64, 32, 32)
