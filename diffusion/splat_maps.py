@@ -48,40 +48,45 @@ def hull_features(clean: Tensor, is_clean: Tensor, cameras: Cameras, side: int) 
     depth = torch.linspace(DISTANCE - REACH, DISTANCE + REACH, HULL_SAMPLES, device=clean.device)
     rays, rotation = _in_camera(small), small.cam_from_world[:, :3, :3]
     points = torch.einsum("vhwi,vij,d->vdhwj", rays, rotation, depth) + small.centers[:, None, None, None, :]
-    seen = seen_by(points.reshape(-1, 3), clean, is_clean, cameras)  # [known, 4, M]
-    if not len(seen):
-        return (
-            torch.cat([torch.ones(HULL_SAMPLES), torch.full((3,), 0.5)])
-            .to(clean)[None, :, None, None]
-            .expand(len(clean), -1, side, side)
-        )
-    hull = seen[:, 3].amin(0)
-    colour = (seen[:, :3] / seen[:, 3:].clamp(min=0.05)).mean(0).clamp(0, 1)
-    hull, colour = hull.reshape(points.shape[:-1]), colour.reshape(3, *points.shape[:-1])
-    mean = (colour * hull).sum(2) / hull.sum(1).clamp(min=0.05)
-    return torch.cat([hull, mean.transpose(0, 1)], dim=1)
+    colour, hull = seen_by(points.reshape(-1, 3), clean, is_clean, cameras)
+    colour, hull = colour.reshape(*points.shape), hull.reshape(points.shape[:-1])
+    mean = (colour * hull[..., None]).sum(1) / hull.sum(1).clamp(min=0.05)[..., None]
+    return torch.cat([hull, mean.permute(0, 3, 1, 2)], dim=1)
 
 
-def seen_by(points: Tensor, clean: Tensor, is_clean: Tensor, cameras: Cameras) -> Tensor:
-    """World points [M, 3] -> [K, 4, M] premultiplied colour and coverage where each of the K known views shows them.
+@torch.no_grad()
+def seen_by(points: Tensor, clean: Tensor, is_clean: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:
+    """What the known views show at world points [M, 3]: straight colour [M, 3], the views' mean weighted by their coverage, and
+    the least coverage [M] of all; grey and 1 without known views. Not differentiable.
 
-    Coverage is the largest of a pixel's neighbourhood, so that rods stay whole; outside its pictures an object has nothing.
+    Both spread by a pixel, so that rods stay whole and edges keep their colour; outside its pictures an object has nothing.
     """
     known = torch.nonzero(is_clean).squeeze(1)
-    pictures, poses, K = clean[known], cameras.cam_from_world[known], cameras.K[known]
-    pictures = torch.cat([pictures[:, :3], F.max_pool2d(pictures[:, 3:], 3, 1, 1)], dim=1)
+    if not len(known):
+        return torch.full_like(points, 0.5), torch.ones_like(points[:, 0])
+    rgba, poses, K = clean[known], cameras.cam_from_world[known], cameras.K[known]
+    near = F.avg_pool2d(rgba, 3, 1, 1)
+    straight = torch.where(
+        rgba[:, 3:] > 0.5, rgba[:, :3] / rgba[:, 3:].clamp(min=0.5), near[:, :3] / near[:, 3:].clamp(min=1e-3)
+    )
+    pictures = torch.cat([straight, F.max_pool2d(rgba[:, 3:], 3, 1, 1)], dim=1)
     in_cam = torch.einsum("kij,mj->kmi", poses[:, :3, :3], points) + poses[:, None, :3, 3]
-    z = in_cam[..., 2:].clamp(min=1e-3)
-    at = in_cam[..., :2] / z * torch.stack([K[:, 0, 0], K[:, 1, 1]], -1)[:, None] + K[:, None, :2, 2]
+    at = (
+        in_cam[..., :2] / in_cam[..., 2:].clamp(min=1e-3) * torch.stack([K[:, 0, 0], K[:, 1, 1]], -1)[:, None]
+        + K[:, None, :2, 2]
+    )
     grid = 2 * at / torch.tensor([cameras.width, cameras.height], device=at.device) - 1
-    return F.grid_sample(pictures, grid[:, None], align_corners=False)[:, :, 0]
+    seen = F.grid_sample(pictures, grid[:, None], align_corners=False)[:, :, 0]  # [K, 4, M]
+    weight = seen[:, 3:].clamp(min=1e-3)
+    return ((seen[:, :3] * weight).sum(0) / weight.sum(0)).T, seen[:, 3].amin(0)
 
 
 def to_splats(maps: Tensor, cameras: Cameras, clean: Tensor, is_clean: Tensor) -> Splats:
     """The maps [V, 14, S, S] of one object -> V S S Gaussians in the world of `cameras` [V]; differentiable.
 
-    clean [V, 4, S, S] premultiplied colour and coverage, is_clean [V]: known pixels start with their own colour and coverage,
-    so that the network adds to what is seen, and what a known view shows to be empty is carved away.
+    clean [V, 4, S, S] premultiplied colour and coverage, is_clean [V]: Gaussians start with the colour that the known views
+    show at their place and those of known pixels with their coverage, so that the network adds to what is seen; what a known
+    view shows to be empty is carved away.
     """
     side = maps.shape[-1]
     small = cameras.resized(side, side)
@@ -91,22 +96,16 @@ def to_splats(maps: Tensor, cameras: Cameras, clean: Tensor, is_clean: Tensor) -
     in_cam = _in_camera(small) * depth + F.pad(MAX_SHIFT * torch.tanh(shift) * footprint, (0, 1))
     rotation = small.cam_from_world[:, :3, :3]
     means = torch.einsum("vhwi,vij->vhwj", in_cam, rotation) + small.centers[:, None, None, :]
-    known = is_clean[:, None, None, None].to(maps.dtype).float()
-    picture = clean.permute(0, 2, 3, 1)
-    straight = (picture[..., :3] / picture[..., 3:].clamp(min=1e-3)).clamp(0.02, 0.98)
-    rgb = torch.sigmoid(colour + known * torch.logit(straight))
-    start = known * KNOWN_OPACITY * (2 * picture[..., 3:] - 1) + (1 - known) * EMPTY_OPACITY
-    opacity = (opacity + start).reshape(-1)
-    with torch.no_grad():
-        seen = seen_by(means.reshape(-1, 3), clean, is_clean, cameras)[:, 3]  # [known, N]
-        empty = (1 - seen).amax(0) if len(seen) else torch.zeros_like(opacity)
+    known = is_clean[:, None, None].float()
+    start = known * KNOWN_OPACITY * (2 * clean[:, 3] - 1) + (1 - known) * EMPTY_OPACITY
+    painted, there = seen_by(means.reshape(-1, 3), clean, is_clean, cameras)
     identity = torch.tensor([1.0, 0, 0, 0], device=maps.device)
     return Splats(
         means.reshape(-1, 3),
         (quats + identity).reshape(-1, 4),
         (footprint.log() - 0.5 + 3 * torch.tanh(log_scales / 3)).reshape(-1, 3),
-        opacity - CARVED * empty,
-        from_rgb(rgb).reshape(-1, 1, 3),
+        (opacity[..., 0] + start).reshape(-1) - CARVED * (1 - there),
+        from_rgb(torch.sigmoid(colour.reshape(-1, 3) + torch.logit(painted.clamp(0.02, 0.98))))[:, None],
     )
 
 

@@ -65,6 +65,7 @@ class ViewBank:
     views: np.ndarray  # [M, C, S, S, 5] uint8, mapped: premultiplied sRGB, coverage, depth (0 where nothing is hit)
     angles: np.ndarray  # [M, C, 2] float32 azimuth and elevation in radians
     objects: np.ndarray  # [M] int64 row in `keys`
+    shapes: np.ndarray  # [M] int64: 0 the object as it is, others stretched
     keys: tuple[str, ...]
     nouns: tuple[str, ...]  # of each object
     names: tuple[str, ...]
@@ -116,7 +117,7 @@ def open_view_bank(folder: Path) -> ViewBank:
         fields = {k: tuple(v) if isinstance(v, list) else v for k, v in about["config"].items()}
         config = ViewBankConfig(**fields)
         column = {k: tuple(o[k] for o in about["objects"]) for k in COLUMNS}
-        owners = np.array([row for row, _ in about["examples"]], dtype=np.int64)
+        owners, shapes = np.array(about["examples"], dtype=np.int64).reshape(-1, 2).T
         shape = _shape(len(owners), config)
         if about["format"] != FORMAT or views.shape != shape or angles.shape != (*shape[:2], 2) or done.shape != shape[:1]:
             raise ValueError("its tables do not fit each other")
@@ -126,7 +127,7 @@ def open_view_bank(folder: Path) -> ViewBank:
             raise ValueError(f"only {int(done.sum())} of {len(done)} examples are drawn")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{folder} holds no view bank ({error}); draw it again.") from error
-    return ViewBank(views, angles, owners, *(column[k] for k in COLUMNS), config)
+    return ViewBank(views, angles, owners, shapes, *(column[k] for k in COLUMNS), config)
 
 
 def cameras_at(azimuth: Tensor, elevation: Tensor, size: int) -> Cameras:
