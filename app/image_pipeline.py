@@ -189,8 +189,10 @@ def load_generator(folder: Path | None, device: str) -> ImageGenerator:
 
 def read_pictures(plan: ImagePlan, item: ImageItem) -> tuple[Picture, ...]:
     """The pictures of one object with their subjects cut out. Raises `InputError`; writes nothing."""
+    from splat.io.images import MAX_PIXELS
+
     options, side = plan.options, plan.preset.refine_side
-    pixels = decodable_pixels(memory_budget(options.memory_budget))
+    pixels = min(MAX_PIXELS, decodable_pixels(memory_budget(options.memory_budget)))
     return tuple(
         read_picture(path, mask, azimuth, options.elevation, options.matting, side=side, max_pixels=pixels)
         for path, mask, azimuth in zip(item.pictures, item.masks, item.azimuths_deg, strict=True)

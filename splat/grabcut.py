@@ -27,19 +27,36 @@ class Cutout:
 
 
 def subject_mask(image: Tensor) -> Cutout:
-    """The subject of one picture, [H, W, 3] sRGB. The same on every run."""
+    """The subject of one picture, [H, W, 3] sRGB: what differs from the border. The same on every run."""
+    import cv2
+
+    small = _small(image)
+    labels = _seeds(small)
+    if (labels == cv2.GC_PR_FGD).mean() < 0.005:
+        return Cutout(None, "nothing in the middle differs from the border")
+    return _grabbed(small, labels, image.shape[:2])
+
+
+def middle_mask(image: Tensor) -> Cutout:
+    """As `subject_mask`, for pictures whose subject looks like their border: what the middle is made of and the border less."""
+    small = _small(image)
+    return _grabbed(small, _middle_seeds(*small.shape[:2]), image.shape[:2])
+
+
+def _small(image: Tensor) -> np.ndarray:
+    """[h, w, 3] uint8, long side at most WORK_SIDE."""
     import cv2
 
     height, width = image.shape[:2]
     scale = min(1.0, WORK_SIDE / max(height, width))
-    small = cv2.resize(
-        (image.numpy() * 255).round().astype(np.uint8),
-        (round(width * scale), round(height * scale)),
-        interpolation=cv2.INTER_AREA,
-    )
-    labels = _seeds(small)
-    if (labels == cv2.GC_PR_FGD).mean() < 0.005:
-        return Cutout(None, "nothing in the middle differs from the border")
+    size = (max(round(width * scale), 1), max(round(height * scale), 1))
+    return cv2.resize((image.numpy() * 255).round().astype(np.uint8), size, interpolation=cv2.INTER_AREA)
+
+
+def _grabbed(small: np.ndarray, labels: np.ndarray, size: tuple[int, int]) -> Cutout:
+    """GrabCut from `labels`, at `size` (height, width)."""
+    import cv2
+
     cv2.setRNGSeed(0)
     labels, *_ = cv2.grabCut(
         small[..., ::-1].copy(), labels, None, np.zeros((1, 65)), np.zeros((1, 65)), 5, cv2.GC_INIT_WITH_MASK
@@ -48,8 +65,20 @@ def subject_mask(image: Tensor) -> Cutout:
     lab = cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
     reason = _why_not(lab, mask)
     smooth = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 0.7)
-    full = torch.from_numpy(cv2.resize(smooth, (width, height), interpolation=cv2.INTER_LINEAR)).clamp(0, 1)
+    full = torch.from_numpy(cv2.resize(smooth, size[::-1], interpolation=cv2.INTER_LINEAR)).clamp(0, 1)
     return Cutout(None, reason, doubtful=full) if reason else Cutout(full, outline=_visible_outline(lab, mask))
+
+
+def _middle_seeds(height: int, width: int) -> np.ndarray:
+    """GrabCut labels [H, W]: an ellipse in the middle is probably the subject, its core surely, the border surely not."""
+    import cv2
+
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    radius = np.hypot(x, y)
+    labels = np.where(radius < 0.7, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+    labels[radius < 0.2] = cv2.GC_FGD
+    labels[np.maximum(abs(x), abs(y)) > 1 - 2 * BORDER] = cv2.GC_BGD
+    return labels
 
 
 def _seeds(small: np.ndarray) -> np.ndarray:

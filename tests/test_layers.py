@@ -91,7 +91,7 @@ def test_importing_the_packages_is_cheap():
     assert loaded.split() == []
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["photos", "--help"], ["text", "--help"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["--help"], ["photos", "--help"], ["image", "--help"], ["text", "--help"]], ids=" ".join)
 def test_help_imports_no_torch(arguments):
     loaded = python(
         "import sys\nfrom app.__main__ import main\n"
