@@ -3,11 +3,11 @@
 import json
 import math
 
-import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from safetensors.torch import load_file, save_file
+from tiny_bank import disc_bank
 
 from diffusion.models.autoencoder import Autoencoder, load_autoencoder
 from diffusion.train_autoencoder import (
@@ -22,7 +22,6 @@ from diffusion.train_autoencoder import (
     validation_sheet,
 )
 from diffusion.training import TrainConfig
-from diffusion.view_bank import ViewBank, ViewBankConfig
 from splat.errors import InputError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -175,24 +174,6 @@ def test_the_divergence_of_normal_latents_is_the_formula():
     assert float(divergence(x)) < 1e-3
 
 
-def discs(objects=12, side=16):
-    """A bank of one red, green or blue disc each, seen in 4 + 4 views; the last two objects are for validation."""
-    y, x = np.mgrid[:side, :side] + 0.5
-    views = np.zeros((objects, 8, side, side, 5), dtype=np.uint8)
-    for o in range(objects):
-        for v in range(8):
-            inside = np.hypot(x - side / 2 - v % 4 + 1.5, y - side / 2) < 3 + o % 3
-            views[o, v, ..., o % 3] = 200 * inside
-            views[o, v, ..., 3] = 255 * inside
-    words = tuple(f"object {o}" for o in range(objects))
-    splits = ("train",) * (objects - 2) + ("val",) * 2
-    angles = np.zeros((objects, 8, 2), dtype=np.float32)
-    config = ViewBankConfig(size=side, ring=4, extra=0)
-    columns = dict.fromkeys(("keys", "nouns", "names", "licences", "authors", "sources"), words)
-    rows = {"objects": np.arange(objects), "shapes": np.zeros(objects, dtype=np.int64)}
-    return ViewBank(views=views, angles=angles, splits=splits, config=config, **rows, **columns)
-
-
 SMALL = AutoencoderTrainConfig(
     channels=6, patch=2, widths=(16, 32), blocks=(0, 1), batch=8, noise=0.05,
     loop=TrainConfig(steps=240, lr=1e-2, warmup=20, average=0.95),
@@ -200,7 +181,7 @@ SMALL = AutoencoderTrainConfig(
 
 
 def test_pictures_to_learn_from_are_premultiplied_cut_outs_and_opaque_ones_over_backgrounds():
-    bank = discs()
+    bank = disc_bank()
     plain = AutoencoderTrainConfig(batch=64, recoloured=0.0, opaque=0.5)
     x, opaque = AutoencoderLoss(bank, bank.examples("train"), plain)._draw(torch.Generator().manual_seed(0))
     assert int(opaque.sum()) == 32
@@ -217,7 +198,7 @@ def test_pictures_to_learn_from_are_premultiplied_cut_outs_and_opaque_ones_over_
 
 def test_training_reconstructs_objects_that_were_not_seen_and_writes_the_latents_statistics(tmp_path):
     """The mean of all pictures has 12.5 dB and white 9.4."""
-    bank, events = discs(), []
+    bank, events = disc_bank(), []
     run = train_autoencoder(bank, SMALL, tmp_path / "run", validation_sheet(bank, 6))
     try:
         while True:

@@ -6,11 +6,16 @@ import math
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from tiny_bank import disc_bank
 
+from diffusion.image_config import ImageSampleConfig
 from diffusion.models.autoencoder import Autoencoder, load_autoencoder
 from diffusion.models.multiview_unet import MultiviewUNet, from_pipeline, from_unet, load_multiview_unet
+from diffusion.sample_views import KnownViews, sample_splats
 from diffusion.splat_maps import MAP_CHANNELS, ray_features, to_splats
+from diffusion.train_multiview import MultiviewLoss, MultiviewTrainConfig
 from diffusion.view_bank import cameras_at
+from diffusion.view_space import LatentSpace
 from splat.errors import InputError
 
 SIDE, FACTOR, LATENT = 32, 4, 8  # pictures, pixels to a latent, latents
@@ -158,6 +163,23 @@ def test_a_step_of_training_moves_what_was_added_and_the_backbone_but_not_the_re
             if p.grad is not None:
                 p -= 0.05 * p.grad / p.grad.norm().clamp(min=1e-8)
         assert float((network(noisy, clean, is_clean, alpha, sigma, rays) - target).square().mean()) < float(loss.detach())
+
+
+def test_training_and_sampling_of_the_small_denoiser_take_it_as_it_is(network, pipeline):
+    """Its space is the autoencoder's; the loss renders its Gaussians, and the sampler goes through them."""
+    bank, space = disc_bank(side=SIDE), LatentSpace(network.autoencoder)
+    rows = torch.from_numpy(bank.examples("train"))
+    config = MultiviewTrainConfig(batch=2, extra=1)
+    loss = MultiviewLoss(bank, space, torch.ones(len(rows)), rows, config)
+    value, _ = loss(network, torch.Generator().manual_seed(0))
+    value.backward()
+    moved = network.backbone.conv_in.added.weight.grad
+    network.zero_grad()
+    assert math.isfinite(float(value.detach())) and float(moved.abs().max()) > 0
+    (_, clean, is_clean, *_), cameras = inputs(batch=1)
+    given = KnownViews(clean[0], is_clean[0], cameras)
+    splats = sample_splats(network, space, given, 0, ImageSampleConfig(steps=2))
+    assert len(splats.means) == 4 * SIDE * SIDE and bool(splats.means.isfinite().all())
 
 
 def test_it_is_saved_and_loaded_with_its_schedule_and_tokens(network, pipeline, tmp_path):
