@@ -26,9 +26,11 @@ from splat.progress import Progress
 from splat.prune import visibility
 from splat.render import RenderOptions, render
 from splat.rotations import matrix_from_quat
+from splat.sh import from_rgb
 from splat.views import Views
 
 SEEN_SIDE, SEEN_PIXELS = 64, 0.05  # px: a Gaussian whose weights in a picture of this side add up to less is not shown
+LAYER = 0.03  # world units to either side of what a camera sees in which Gaussians make up the surface
 SPACING = 1 / 0.6  # deviations between neighbours on the network's grid
 
 
@@ -45,6 +47,7 @@ class RefineConfig:
     grain: float = (
         0.8  # px of the pictures: Gaussians that they show are split until none has a larger deviation; 0 splits none
     )
+    paint: bool = True  # begin with the pictures' own colours on what they show
     edits: int = 0  # times that Gaussians are split where the pictures differ; 0 keeps their number
     lr_means: float = 8e-5  # at first, in units of the cameras' spread; a tenth of it at the end
     lr_colours: float = 2e-2
@@ -95,6 +98,8 @@ def refine_object(
     anchors = anchor_views(splats, config)
     before = front_psnr(splats, pictures[0], config)
     splats = finer(splats, pictures, config)
+    for picture in pictures if config.paint else ():
+        splats = painted(splats, picture, config)
     share = config.photo_share / (1 - config.photo_share)
     turns = max(round(share * len(anchors)), 1)  # a view listed twice is looked at twice as often
     result = yield from fit([*views * turns, anchors], splats, config.fit(len(pictures)), state)
@@ -121,6 +126,20 @@ def finer(splats: Splats, pictures: Sequence[Subject], config: RefineConfig) -> 
         stay = torch.ones(len(splats), dtype=torch.bool).index_fill_(0, rows, False)
         shown = torch.cat([shown[stay], torch.ones(len(halves), dtype=torch.bool)])
         splats = Splats.cat([splats[stay], halves])
+
+
+def painted(splats: Splats, picture: Subject, config: RefineConfig) -> Splats:
+    """`splats` with the picture's colour on those that lie on the surface that it shows, inside of its outline."""
+    camera = picture.cameras()
+    depth_map = _drawn(splats, camera, config).expected_depth[0]
+    pixels, depth = (x[0] for x in camera.project(splats.means))
+    grid = (2 * pixels / picture.side - 1)[None, None]  # [1, 1, N, 2]
+    planes = torch.cat([picture.image, picture.alpha[..., None], depth_map[..., None]], dim=-1).permute(2, 0, 1)[None]
+    sampled = torch.nn.functional.grid_sample(planes, grid, mode="bilinear", align_corners=False)[0, :, 0].T  # [N, 5]
+    on_surface = ((depth - sampled[:, 4]).abs() < LAYER) & (sampled[:, 3] > 0.95)
+    sh = splats.sh.clone()
+    sh[on_surface, 0] = from_rgb(sampled[on_surface, :3])
+    return dataclasses.replace(splats, sh=sh)
 
 
 def halved(splats: Splats) -> Splats:
