@@ -32,7 +32,7 @@ from splat.render import RenderOptions, render
 from splat.render.native import build
 from splat.render.native.adam import NativeAdam
 from splat.render.native.loss import fused_l1_ssim
-from splat.render.native.step import FusedStep
+from splat.render.native.step import FusedSteps, Turn
 
 # splats, pixels a side, mean log-scale
 SIZES = [(10_000, 256, -3.9), (50_000, 256, -4.4), (100_000, 512, -4.7), (500_000, 1024, -5.2)]
@@ -139,13 +139,14 @@ def training_row(count: int, side: int, log_scale: float, degree: int, threads: 
     leaves = [splats.means, splats.quats, splats.log_scales, splats.opacity_logits, splats.sh]
     rates = [{"params": leaves, "lr": 1e-4}]
     if device == "cpu":
-        fused = FusedStep(NativeAdam(rates, threads=threads), 0.2)  # what `fit` uses, too
+        fused = FusedSteps(NativeAdam(rates, threads=threads), options, 0.2)  # what `fit` uses, too
+        turn = Turn(target[0], view.cam_from_world[0], view.K[0], degree, lr_means=1e-4)
     else:
         adam = torch.optim.Adam(rates, fused=True)
 
     def step() -> None:
         if device == "cpu":
-            fused(splats, view.cam_from_world[0], view.K[0], target[0], options)
+            fused(splats, [turn])
             return
         image = render(splats, view, options).rgb
         loss = photometric(image, target, 0.2)

@@ -73,7 +73,7 @@ class NoDensify:
     """The number of Gaussians stays as initialised."""
 
     needs_means2d = False
-    perturbs = False  # whether `perturb` ever moves anything
+    noise = 0.0  # strength of `perturb`; 0 if it never moves anything
     error_views = 0  # photos whose error is measured before an edit
     first = 1.0  # the fit starts with at most this share of the cap
 
@@ -169,7 +169,6 @@ class MCMCDensify(NoDensify):
     every: int = 100  # steps between edits
     growth: float = 0.05  # more Gaussians per edit, until the cap
     noise: float = 5e5  # times the learning rate of the means (eq. 9); 0 switches the jitter off
-    perturbs = True
 
     def edits_at(self, step: int, total: int) -> bool:
         return step % self.every == 0 and self.start * total <= step <= self.stop * total

@@ -13,11 +13,11 @@ SIGMA = 1.5
 
 def psnr(image: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
     """[..., H, W, 3] in [0, 1] -> [...] dB over the image, or over the pixels that `mask` [..., H, W] weighs. Capped at 100."""
-    error = (image - truth).square().mean(-1)
+    error = (image - truth).square()
     if mask is None:
-        mse = error.mean((-2, -1))
+        mse = error.mean((-3, -2, -1))
     else:
-        mse = (error * mask).sum((-2, -1)) / mask.sum((-2, -1)).clamp_min(1e-12)
+        mse = (error.mean(-1) * mask).sum((-2, -1)) / mask.sum((-2, -1)).clamp_min(1e-12)
     return -10 * mse.clamp_min(1e-10).log10()
 
 

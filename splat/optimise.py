@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Generator
@@ -29,12 +30,14 @@ from splat.metrics import psnr
 from splat.progress import Progress
 from splat.prune import visibility
 from splat.render import Rendering, RenderOptions, native, render
+from splat.render.native.step import FusedSteps, StepsResult, Turn
 from splat.rotations import se3_exp
 from splat.views import Views
 
 MANY_PHOTOS = 40
 COARSEST = 64  # px, long side below which no photo is drawn smaller
 LIMIT_EVERY = 50  # steps between two enforcements of `max_scale`
+TOGETHER = 25  # steps in one call of the kernels, at most: Python's share is small, and Ctrl-C is still heard soon
 # Bytes a Gaussian costs in training at SH degree 3: value, gradient, two Adam moments of 59 floats, and the renderer's
 # records and sums (about as much again).
 BYTES_PER_GAUSSIAN = 59 * 4 * 4 * 2
@@ -168,112 +171,134 @@ def fit(
     if state is not None and state.exists():
         step, running, seen = _restore(state, fingerprint, parameters, exposures, poses, optimiser, device)
 
-    def photo_on(backdrop: Tensor, view: Views, i: int) -> Tensor:
-        truth = view.images[i]
-        return truth if view.masks is None else truth + (1 - view.masks[i, ..., None]) * (backdrop - background)
+    @functools.lru_cache(maxsize=1)
+    def order_of(epoch: int) -> list[int]:
+        return torch.randperm(len(flat), generator=_generator(config.seed, -2 - epoch)).tolist()
 
-    def draw(splats: Splats, photo: int, backdrop: Tensor, options: RenderOptions) -> tuple[Tensor, Tensor, Rendering]:
-        """The photo as splats and exposure explain it, the photo itself on `backdrop` [both 1, H, W, 3], and the rendering."""
+    @functools.lru_cache(maxsize=1)
+    def at_scale(scale: float) -> list[Views]:
+        return views if scale == 1 else [_smaller(v, scale) for v in views]
+
+    def turn_of(photo: int, step: int, backdrop: tuple[float, float, float]) -> Turn:
+        """What step number `step`, counted from 0, does when it looks at `photo` on `backdrop`."""
         v, i = flat[photo]
-        view = scaled[v]
-        cameras, truth = view.cameras[i], photo_on(backdrop, view, i)[None]
-        if config.refine_poses and photo > 0:
-            moved = se3_exp(poses[photo, None] * _pose_units(extent, poses)) @ cameras.cam_from_world
-            cameras = dataclasses.replace(cameras, cam_from_world=moved)
-        rendering = render(
-            splats, cameras, dataclasses.replace(options, background=None if config.exposure else backdrop), config.backend
+        view = at_scale(next((s for until, s in config.coarse if step < until * config.steps), 1.0))[v]
+        return Turn(
+            photo=view.images[i],
+            cam_from_world=view.cameras.cam_from_world[i],
+            K=view.cameras.K[i],
+            sh_degree=min(config.sh_degree, int(step / max(config.sh_every * config.steps, 1))),
+            lr_means=extent * _decayed(config.lr_means, config.lr_means_final, step / config.steps),
+            mask=None if view.masks is None else view.masks[i],
+            backdrop=backdrop,
+            tint=tuple(a - b for a, b in zip(backdrop, config.background)),
+            exposure=photo,
+            key=_seed(config.seed, step),
         )
+
+    def turn_at(step: int) -> tuple[Turn, torch.Generator]:
+        """The turn of a step, and where all later random numbers of this step come from."""
+        photo = order_of(step // len(flat))[step % len(flat)]  # every photo once, then again in a new order
+        generator = _generator(config.seed, step)
+        backdrop, masked = config.background, views[flat[photo][0]].masks is not None
+        if config.random_background == "always" or (config.random_background == "masked" and masked):
+            backdrop = tuple(torch.rand(3, generator=generator).tolist())
+        return turn_of(photo, step, backdrop), generator
+
+    def draw(splats: Splats, turn: Turn, options: RenderOptions) -> tuple[Tensor, Tensor, Rendering]:
+        """The photo as splats and exposure explain it, the photo itself [both 1, H, W, 3], and the rendering."""
+        truth, pose, backdrop = turn.truth()[None], turn.cam_from_world[None], torch.tensor(turn.backdrop, device=device)
+        if config.refine_poses and turn.exposure > 0:
+            pose = se3_exp(poses[turn.exposure, None] * _pose_units(extent, poses)) @ pose
+        cameras = Cameras(pose, turn.K[None], truth.shape[2], truth.shape[1])
+        background = None if config.exposure else backdrop
+        options = dataclasses.replace(options, background=background, sh_degree=turn.sh_degree)
+        rendering = render(splats, cameras, options, config.backend)
         image = rendering.rgb
         if config.exposure:
-            image = image * (1 + exposures[photo, 0]) + exposures[photo, 1] * rendering.alpha[..., None]
-            image = image + (1 - rendering.alpha[..., None]) * backdrop
+            gain, offset = 1 + exposures[turn.exposure, 0], exposures[turn.exposure, 1]
+            image = image * gain + offset * rendering.alpha[..., None] + (1 - rendering.alpha[..., None]) * backdrop
         return image, truth, rendering
 
-    background = torch.tensor(config.background, device=device)
-    fused = _fused_step(optimiser, views, config, extent)
-    scale, scaled = 1.0, views
-    order, epoch = torch.empty(0, dtype=torch.long), -1
-    while step < config.steps:
-        if step // len(flat) != epoch:  # every view once, in a new order
-            epoch = step // len(flat)
-            order = torch.randperm(len(flat), generator=_generator(config.seed, -2 - epoch))
-        photo = int(order[step % len(flat)])
-        wanted_scale = next((s for until, s in config.coarse if step < until * config.steps), 1.0)
-        if wanted_scale != scale:
-            scale, scaled = wanted_scale, [_smaller(v, wanted_scale) for v in views]
-        generator = _generator(config.seed, step)
+    def draw_plainly(splats: Splats, photo: int) -> tuple[Tensor, Tensor, Rendering]:
+        return draw(splats, turn_of(photo, step - 1, config.background), options)
+
+    def step_by_autograd(turn: Turn, generator: torch.Generator) -> StepsResult:
+        nonlocal seen
+        splats = _splats(parameters)
+        image, truth, rendering = draw(splats, turn, dataclasses.replace(options, track_means2d=config.densify.needs_means2d))
+        photo_loss = loss = photometric(image, truth, config.ssim_weight)
+        if config.opacity_regulariser:
+            loss = loss + config.opacity_regulariser * splats.opacities.mean()
+        if config.scale_regulariser:
+            loss = loss + config.scale_regulariser * splats.scales.mean() / extent
+        losses = torch.stack([photo_loss, loss]).detach().tolist()  # one wait for a GPU
+        if not math.isfinite(losses[1]):
+            return StepsResult(image, truth, *losses, done=0)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        if config.densify.needs_means2d:
+            seen = config.densify.observe(seen, rendering, image.shape[2], image.shape[1])
         for group in optimiser.param_groups:
             if group["name"] == "means":
-                group["lr"] = extent * _decayed(config.lr_means, config.lr_means_final, step / config.steps)
-                lr_means = group["lr"]
-
-        splats = _splats(parameters)
-        masked = views[flat[photo][0]].masks is not None
-        backdrop = background
-        if config.random_background == "always" or (config.random_background == "masked" and masked):
-            backdrop = torch.rand(3, generator=generator).to(device)
-        options = RenderOptions(
-            sh_degree=min(config.sh_degree, int(step / max(config.sh_every * config.steps, 1))),
-            antialiased=config.antialiased,
-            track_means2d=config.densify.needs_means2d,
-            threads=config.threads,
-        )
-        try:
-            if fused is not None:
-                v, i = flat[photo]
-                cameras, truth = scaled[v].cameras, photo_on(backdrop, scaled[v], i)
-                options = dataclasses.replace(options, background=backdrop)
-                done = fused(splats, cameras.cam_from_world[i], cameras.K[i], truth, options)
-                image, photo_loss, loss_value = done.image, done.photo_loss, done.loss
-            else:
-                image, truth, rendering = draw(splats, photo, backdrop, options)
-                loss = photometric(image, truth, config.ssim_weight)
-                photo_loss = loss.item()
-                if config.opacity_regulariser:
-                    loss = loss + config.opacity_regulariser * splats.opacities.mean()
-                if config.scale_regulariser:
-                    loss = loss + config.scale_regulariser * splats.scales.mean() / extent
-                loss_value = loss.item()
-        except InputError as error:  # the last step's gradient made numbers that the renderer refuses
-            raise _diverged(step, config) from error
-        if not math.isfinite(loss_value):
-            raise _diverged(step, config)
-        if fused is None:
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            if config.densify.needs_means2d:
-                seen = config.densify.observe(seen, rendering, image.shape[2], image.shape[1])
-            optimiser.step()
-        step += 1
-
+                group["lr"] = turn.lr_means
+        optimiser.step()
         with torch.no_grad():
             if config.exposure:
-                exposures -= exposures.mean(0)  # the gauge: the average photo is right
-            if config.densify.perturbs:
-                jitter = config.densify.perturb(_geometry(parameters), lr_means / extent**2, generator)
+                exposures.sub_(exposures.mean(0))  # the gauge: the average photo is right
+            if config.densify.noise:
+                jitter = config.densify.perturb(_geometry(parameters), turn.lr_means / extent**2, generator)
                 if jitter is not None:
                     parameters["means"][jitter[0]] += jitter[1]
+        return StepsResult(image.detach(), truth, *losses, done=1)
+
+    def saves_at(step: int) -> bool:
+        return state is not None and (step % config.checkpoint_every == 0 or step == config.steps)
+
+    def reports_at(step: int) -> bool:
+        return saves_at(step) or step % config.report_every == 0 or step == config.steps
+
+    def pauses_at(step: int) -> bool:
+        """Whether anything but the next step follows the first `step` steps."""
+        return reports_at(step) or step % LIMIT_EVERY == 0 or config.densify.edits_at(step, config.steps)
+
+    options = RenderOptions(antialiased=config.antialiased, threads=config.threads)
+    fused = _fused_steps(optimiser, views, exposures, options, config, extent)
+    while step < config.steps:
+        try:
+            if fused is None:
+                turn, generator = turn_at(step)
+                done = step_by_autograd(turn, generator)
+            else:
+                end = next(k for k in itertools.count(step + 1) if pauses_at(k) or k == step + TOGETHER)
+                turns, generators = zip(*map(turn_at, range(step, end)))
+                generator = generators[-1]
+                done = fused(_splats(parameters), turns)
+        except InputError as error:  # the last step's gradient made numbers that the renderer refuses
+            raise _diverged(step, config) from error
+        step += done.done
+        if not math.isfinite(done.loss):
+            raise _diverged(step, config)
+
         if step % LIMIT_EVERY == 0 or step == config.steps:
             _limit_scales(parameters, centers, config.max_scale)
         if config.densify.edits_at(step, config.steps):
             if config.densify.error_views:
                 photos = torch.randperm(len(flat), generator=generator)[: config.densify.error_views].tolist()
-                plain = functools.partial(draw, backdrop=background, options=dataclasses.replace(options, track_means2d=False))
-                shares = error_shares(_splats(parameters), plain, photos)
+                shares = error_shares(_splats(parameters), draw_plainly, photos)
                 seen = Observations(shares, torch.ones_like(shares))
             edit = config.densify.propose(step, config.steps, _geometry(parameters), seen, extent, cap, generator)
             if edit is not None:
                 apply_edit(edit, parameters, optimiser)
                 seen = Observations.empty(len(parameters["means"]), device)
 
-        save_now = state is not None and (step % config.checkpoint_every == 0 or step == config.steps)
-        if save_now or step % config.report_every == 0 or step == config.steps:
-            value = float(psnr(image.detach(), truth).mean())
+        if reports_at(step):
+            value = float(psnr(done.image, done.truth).mean())
             running = value if running is None else 0.9 * running + 0.1 * value
-            values = {"psnr": running, "loss": photo_loss, "gaussians": len(parameters["means"])}
-            if save_now:
+            values = {"psnr": running, "loss": done.photo_loss, "gaussians": len(parameters["means"])}
+            if saves_at(step):
                 _save(state, fingerprint, step, running, parameters, exposures, poses, optimiser, seen)
-            yield Progress("fit", step, config.steps, preview=image[0].detach().clamp(0, 1), values=values)
+            yield Progress("fit", step, config.steps, preview=done.image[0].clamp(0, 1), values=values)
 
     splats = _splats(parameters).detach()
     fields = torch.cat(
@@ -370,18 +395,21 @@ def _optimiser(
     return torch.optim.Adam(groups, eps=1e-15, fused=True)
 
 
-def _fused_step(optimiser: torch.optim.Adam, views: list[Views], config: FitConfig, extent: float):
-    """The whole step in the kernels, where they are and what they do not know is not asked for; else None."""
-    if config.exposure or config.refine_poses or config.densify.needs_means2d or config.backend not in ("auto", "native"):
+def _fused_steps(
+    optimiser: torch.optim.Adam, views: list[Views], exposures: Tensor, options: RenderOptions, config: FitConfig, extent: float
+) -> FusedSteps | None:
+    """The steps inside the kernels, where they are and what they do not know is not asked for."""
+    if config.refine_poses or config.densify.needs_means2d or config.backend not in ("auto", "native"):
         return None
     if not _own_adam(views[0].images.device):
         return None
-    from splat.render.native.step import FusedStep
-
     for view in views:
         check_finite(view.cameras.cam_from_world, "cam_from_world")
         check_finite(view.cameras.K, "K")
-    return FusedStep(optimiser, config.ssim_weight, config.opacity_regulariser, config.scale_regulariser / extent)
+    return FusedSteps(
+        optimiser, options, config.ssim_weight, config.opacity_regulariser, config.scale_regulariser / extent,
+        exposures if config.exposure else None, config.densify.noise / extent**2,
+    )  # fmt: skip
 
 
 def _diverged(step: int, config: FitConfig) -> StoppedLate:
@@ -391,8 +419,12 @@ def _diverged(step: int, config: FitConfig) -> StoppedLate:
 @torch.no_grad()
 def _limit_scales(parameters: dict[str, Tensor], centers: Tensor, share: float) -> None:
     """No standard deviation above `share` of the distance to the nearest camera of `centers` [C, 3]."""
-    nearest = torch.stack([(parameters["means"] - c).norm(dim=-1) for c in centers]).amin(0)
-    limit = (share * nearest).clamp_min(1e-8).log()
+    x, y, z = parameters["means"].T.contiguous()  # many times faster than rows of three
+    nearest = torch.full_like(x, torch.inf)  # squared
+    for cx, cy, cz in centers.tolist():
+        squared = (x - cx).square_().add_((y - cy).square_()).add_((z - cz).square_())
+        torch.minimum(nearest, squared, out=nearest)
+    limit = (share * nearest.sqrt()).clamp_min(1e-8).log()
     parameters["log_scales"].copy_(torch.minimum(parameters["log_scales"], limit[:, None]))
 
 
@@ -402,7 +434,11 @@ def _decayed(start: float, end: float, fraction: float) -> float:
 
 def _generator(seed: int, step: int) -> torch.Generator:
     """Randomness that depends on the step alone, so that a resumed fit draws what the undisturbed one drew."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+    return torch.Generator().manual_seed(_seed(seed, step))
+
+
+def _seed(seed: int, step: int) -> int:
+    return (seed * 1_000_003 + step) % 2**63
 
 
 def _pose_units(extent: float, like: Tensor) -> Tensor:

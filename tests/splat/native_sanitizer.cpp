@@ -19,8 +19,8 @@ int32_t splatsmith_forward(const Scene*, const Lens*, const Images*, void**);
 int32_t splatsmith_backward(void*, const Scene*, const Lens*, const Images*, const Upstream*, const Gradients*);
 void splatsmith_release(void*);
 int32_t splatsmith_l1_ssim(const L1Ssim*);
-int32_t splatsmith_adam(const AdamArray*, int64_t, double, double, double, int32_t);
-int32_t splatsmith_step(const Step*);
+int32_t splatsmith_adam(AdamArray*, int64_t, double, double, double, int32_t);
+int32_t splatsmith_run(Run*, const Turn*, int32_t);
 }
 
 struct Random {
@@ -88,25 +88,38 @@ void run(uint64_t seed, int64_t n, int width, int height, int cameras, int degre
     if (splatsmith_l1_ssim(&job) != 0) std::abort();
     auto mean = filled(means.size()), square = mean, other = filled(quats.size()), other_square = other;
     for (float& x : v_means) x = std::isfinite(x) ? x : 0;
-    AdamArray arrays[] = {{means.data(), v_means.data(), mean.data(), square.data(), 3 * n, 0.1f, 0.1f, 1, 1, 1},
-                          {quats.data(), v_quats.data(), other.data(), other_square.data(), 4 * n, 0.1f, 0.2f, 1, 3, 4}};
+    AdamArray arrays[] = {{means.data(), v_means.data(), mean.data(), square.data(), 3 * n, 0, 0.1, 0.1, 1, 1},
+                          {quats.data(), v_quats.data(), other.data(), other_square.data(), 4 * n, 0, 0.1, 0.2, 3, 4}};
     if (splatsmith_adam(arrays, 2, 0.9, 0.999, 1e-15, threads) != 0) std::abort();
     auto moments = [](const std::vector<float>& like) { return filled(2 * like.size() + 1); };
     auto m0 = moments(means), m1 = moments(quats), m2 = moments(scales), m3 = moments(logits), m4 = moments(sh);
     auto array = [](std::vector<float>& value, std::vector<float>& v, std::vector<float>& moment) {
         int64_t count = value.size();
-        return AdamArray{value.data(), v.data(), moment.data(), moment.data() + count, count, 1e-3f, 1e-3f, 1, 1, 1};
+        return AdamArray{value.data(), v.data(), moment.data(), moment.data() + count, count, 0, 1e-3, 1e-3, 1, 1};
     };
+    const int64_t photos = 3;
+    auto exposures = filled(6 * photos), v_exposures = exposures, m5 = moments(exposures);
     AdamArray all[] = {array(means, v_means, m0), array(quats, v_quats, m1), array(scales, v_scales, m2), array(logits, v_logits, m3),
-                       array(sh, v_sh, m4)};
-    double regularisers = 0;
+                       array(sh, v_sh, m4), array(exposures, v_exposures, m5)};
+    auto mask = filled(pixels, 0.4f), photo = filled(3 * pixels, 0.6f), truth = photo, exposed = photo, v_image = photo, v_drawn = mask;
     Lens one = lens;
     one.cameras = 1, one.keep = 1;
-    L1Ssim photo = job;
-    photo.batch = 1, photo.weight = nullptr;
-    Gradients own{v_means.data(), v_quats.data(), v_scales.data(), v_logits.data(), v_sh.data(), nullptr, nullptr, nullptr, nullptr};
-    Step step{scene, one, images, photo, own, all, &regularisers, 0.9, 0.999, 1e-15, 0.01f, seed % 2 ? 0.01f : 0};
-    int32_t status = splatsmith_step(&step);  // 1: the Adam above moved something out of the finite numbers
+    Run steps{};
+    steps.scene = scene, steps.lens = one, steps.images = images, steps.truth = truth.data(), steps.v_image = v_image.data();
+    steps.gradients = {v_means.data(), v_quats.data(), v_scales.data(), v_logits.data(), v_sh.data(), nullptr, nullptr, nullptr, nullptr};
+    steps.arrays = all, steps.array_count = 5, steps.beta1 = 0.9, steps.beta2 = 0.999, steps.eps = 1e-15;
+    steps.ssim_weight = 0.2f, steps.opacity_weight = 0.01f, steps.scale_weight = seed % 2 ? 0.01f : 0, steps.noise = seed % 3 ? 10 : 0;
+    if (seed % 2) {
+        steps.exposed = exposed.data(), steps.v_alpha = v_drawn.data(), steps.exposures = exposures.data();
+        steps.v_exposures = v_exposures.data(), steps.photos = photos, steps.array_count = 6;
+    }
+    Turn turn{poses.data(), K.data(), photo.data(), nullptr, {0.1f, 0.2f, 0.3f}, {}, width, height, degree, 2, 1e-3, seed};
+    Turn masked = turn;
+    masked.mask = mask.data(), masked.tint[1] = 0.3f, masked.exposure = 0;
+    Turn smaller = masked;
+    smaller.width = (width + 1) / 2, smaller.height = (height + 1) / 2;
+    const Turn turns[] = {turn, masked, smaller};
+    int32_t status = splatsmith_run(&steps, turns, 3);  // 1: a step moved something out of the finite numbers
     if (status != 0 && status != 1) std::abort();
     for (auto* values : {&rgb, &alpha, &depth, &gradient})
         for (float x : *values)

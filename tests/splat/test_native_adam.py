@@ -71,3 +71,13 @@ def test_a_change_before_backward_is_noticed():
     NativeAdam([x]).step()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+@pytest.mark.parametrize(
+    "wrong", [torch.ones(4).double(), torch.ones(4).half(), torch.ones(4, 3).mT, torch.ones(4, device="meta")]
+)
+def test_wrong_parameters_are_python_errors(wrong):
+    wrong.requires_grad_()
+    wrong.grad = torch.ones_like(wrong)
+    with pytest.raises(TypeError, match="contiguous float32"):
+        NativeAdam([wrong]).step()

@@ -11,7 +11,7 @@ from splat.gaussians import Splats
 from splat.render import RenderOptions, native, render
 from splat.render.native import loans
 from splat.render.native.adam import NativeAdam
-from splat.render.native.step import FusedStep
+from splat.render.native.step import FusedSteps, Turn
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no C++ compiler")
 WHITE = torch.ones(3)
@@ -97,11 +97,11 @@ def test_fused_steps_hold_no_rubbish(rubbish, monkeypatch):
     def fitted():
         splats = splats_of(400, 2).map(lambda x: x.requires_grad_())
         adam = NativeAdam([{"params": [getattr(splats, f.name)], "lr": 1e-2} for f in fields(splats)], threads=1)
-        step = FusedStep(adam, 0.2, 0.01, 0.01)
+        step = FusedSteps(adam, RenderOptions(), 0.2, 0.01, 0.01)
         for k, (width, height) in enumerate([(45, 37), (7, 5), (45, 37), (130, 61), (1, 1), (7, 5)]):
             camera = Cameras.orbit(1, 2.5, 20, 50, width, height)
             truth = torch.linspace(0, 1, width * height * 3).view(height, width, 3)
-            done = step(splats, camera.cam_from_world[0], camera.K[0], truth, RenderOptions(sh_degree=k % 3))
+            done = step(splats, [Turn(truth, camera.cam_from_world[0], camera.K[0], sh_degree=k % 3, lr_means=1e-2)])
             assert done.image.isfinite().all() and done.loss < 10
         return splats
 

@@ -20,6 +20,7 @@ from splat.errors import InputError, StoppedLate
 from splat.gaussians import Splats
 from splat.optimise import BYTES_PER_GAUSSIAN, FitConfig, fit, gaussian_cap, scene_extent
 from splat.render import RenderOptions, native, render
+from splat.render.native.step import FusedSteps
 from splat.rotations import se3_exp
 from splat.similarity import Similarity
 from splat.views import Views
@@ -71,26 +72,24 @@ def config(**changes):
 
 @pytest.fixture(params=["fused", "autograd"])
 def steps_taken(request, monkeypatch):
-    """Fills with (cam_from_world [4, 4], K, options, truth [H, W, 3]) of every step, on either way through `fit`."""
+    """Fills with (cam_from_world [4, 4], K, SH degree, truth [H, W, 3]) of every step, on either way through `fit`."""
     taken = []
     if request.param == "fused":
         if not native.available():
             pytest.skip("no C++ compiler")
-        from splat.render.native.step import FusedStep
+        real = FusedSteps.__call__
 
-        real = FusedStep.__call__
+        def steps(self, splats, turns):
+            taken.extend((turn.cam_from_world, turn.K, turn.sh_degree, turn.truth().clone()) for turn in turns)
+            return real(self, splats, turns)
 
-        def step(self, splats, pose, K, truth_, options):
-            taken.append((pose, K, options, truth_.clone()))
-            return real(self, splats, pose, K, truth_, options)
-
-        monkeypatch.setattr(FusedStep, "__call__", step)
+        monkeypatch.setattr(FusedSteps, "__call__", steps)
         return taken
-    monkeypatch.setattr(optimise, "_fused_step", lambda *_: None)
+    monkeypatch.setattr(optimise, "_fused_steps", lambda *_: None)
     draw, compare, last = optimise.render, optimise.photometric, []
 
     def spy(splats, cameras, options, backend):
-        last[:] = [cameras.cam_from_world[0], cameras.K[0], options]
+        last[:] = [cameras.cam_from_world[0], cameras.K[0], options.sh_degree]
         return draw(splats, cameras, options, backend)
 
     def photometric(image, truth_, weight):
@@ -150,7 +149,7 @@ class TestFit:
 
     def test_sh_bands_unlock_one_after_the_other(self, steps_taken):
         run([views()], disturbed(), config(steps=20, sh_degree=3, sh_every=0.25, densify=NoDensify()))
-        assert [options.sh_degree for _, _, options, _ in steps_taken] == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5
+        assert [degree for _, _, degree, _ in steps_taken] == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5
 
     def test_photos_are_drawn_small_first(self, steps_taken):
         large = views(2, width=160, height=96)
@@ -185,23 +184,21 @@ class TestFit:
             return real(image, truth_, weight)
 
         monkeypatch.setattr(optimise, "photometric", photometric)
-        monkeypatch.setattr(optimise, "_fused_step", lambda *_: None)
+        monkeypatch.setattr(optimise, "_fused_steps", lambda *_: None)
         with pytest.raises(StoppedLate, match="diverged at step 1 of 60"):
             run([views()], disturbed(), config(backend=backend))
 
     @pytest.mark.skipif(not native.available(), reason="no C++ compiler")
+    @pytest.mark.skipif(not native.available(), reason="no C++ compiler")
     def test_a_fused_step_to_what_is_not_a_number_stops(self, monkeypatch):
-        from splat.render.native.step import FusedStep
+        real = FusedSteps.__call__
 
-        real = FusedStep.__call__
+        def steps(self, splats, turns):
+            turns = [replace(t, lr_means=float("nan")) if t.key == 7 else t for t in turns]
+            return real(self, splats, turns)
 
-        def step(self, splats, *rest):
-            done = real(self, splats, *rest)
-            splats.means.data[0] = float("nan")
-            return done
-
-        monkeypatch.setattr(FusedStep, "__call__", step)
-        with pytest.raises(StoppedLate, match="diverged at step 1 of 60"):
+        monkeypatch.setattr(FusedSteps, "__call__", steps)
+        with pytest.raises(StoppedLate, match="diverged at step 8 of 60"):
             run([views()], disturbed(), config())
 
     def test_extent_is_the_spread_of_all_cameras_and_never_zero(self):
@@ -227,11 +224,12 @@ class TestRepeatability:
         "changes",
         [
             {"densify": QUICK_MCMC},
+            {"densify": QUICK_MCMC, "exposure": True},
             {"densify": QUICK_CLASSIC, "exposure": True},
             {"densify": QUICK_ERROR, "exposure": True, "coarse": ((0.6, 0.5),)},
             {"densify": QUICK_MCMC, "exposure": True, "refine_poses": True, "backend": "reference"},
         ],
-        ids=["mcmc", "classic and exposure", "error, small first", "mcmc, exposure, poses, reference"],
+        ids=["mcmc", "mcmc and exposure", "classic and exposure", "error, small first", "mcmc, exposure, poses, reference"],
     )
     def test_stopped_anywhere_and_resumed_gives_the_same_bits(self, tmp_path, monkeypatch, changes):
         monkeypatch.setattr(optimise, "COARSEST", 16)
@@ -245,6 +243,15 @@ class TestRepeatability:
         assert_same(resumed.splats, undisturbed.splats)
         assert torch.equal(resumed.exposures, undisturbed.exposures) and resumed.train_psnr == undisturbed.train_psnr
         assert torch.equal(resumed.cameras[0].cam_from_world, undisturbed.cameras[0].cam_from_world)
+
+    def test_bits_depend_neither_on_reports_nor_on_how_many_steps_one_call_takes(self, monkeypatch):
+        c = config(steps=40, densify=QUICK_MCMC, exposure=True)
+        expected, _ = run([views(masks=True)], disturbed(), c)
+        for together, report_every in ((1, 5), (optimise.TOGETHER, 7), (40, 40)):
+            monkeypatch.setattr(optimise, "TOGETHER", together)
+            found, _ = run([views(masks=True)], disturbed(), replace(c, report_every=report_every))
+            assert_same(found.splats, expected.splats)
+            assert torch.equal(found.exposures, expected.exposures)
 
     def test_a_finished_state_gives_the_result_at_once(self, tmp_path):
         state = tmp_path / "fit.safetensors"

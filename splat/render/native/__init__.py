@@ -1,9 +1,10 @@
 """The CPU renderer: C++ kernels called through ctypes, differentiable, deterministic for any number of threads.
 
 `render` is the back-end, `available` says whether the kernels are built or can be, `loss.fused_l1_ssim` is the training loss,
-`adam.NativeAdam` the optimiser, `step.FusedStep` all of them in one call.
+`adam.NativeAdam` the optimiser, `step.FusedSteps` all of them in one call.
 The kernels are the .cpp files here: project.cpp (world to image and back), tiles.cpp (order), blend.cpp (compositing and its
-gradient), ssim.cpp, adam.cpp, regularise.cpp. build.py compiles them once into the user's cache; library.py loads them.
+gradient), ssim.cpp, photo.cpp, regularise.cpp, adam.cpp, jitter.cpp. build.py compiles them once into the user's cache;
+library.py loads them.
 """
 
 from __future__ import annotations

@@ -11,12 +11,12 @@ extern "C" struct AdamArray {  // mirrored in library.py
     float* mean;    // of the gradients, decaying
     float* square;  // of their squares
     int64_t count;
-    float rate;        // learning rate over the mean's bias correction, of the first `head` floats of every row
-    float later_rate;  // of the row's other floats
-    float root;        // 1 / square root of the squares' bias correction
+    int64_t steps;      // taken; `adam` counts its own
+    double lr;          // of the first `head` floats of every row
+    double later_lr;    // of the row's other floats
     int32_t head, row;  // floats, 0 < head <= row
 };
 
-void adam(const AdamArray* arrays, int64_t count, double beta1, double beta2, double eps, int threads);
+void adam(AdamArray* arrays, int64_t count, double beta1, double beta2, double eps, int threads);
 
 }  // namespace splatsmith

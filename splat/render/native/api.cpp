@@ -131,28 +131,51 @@ EXPORT int32_t splatsmith_l1_ssim(const L1Ssim* job) {
     });
 }
 
-EXPORT int32_t splatsmith_adam(const AdamArray* arrays, int64_t count, double beta1, double beta2, double eps, int32_t threads) {
+EXPORT int32_t splatsmith_adam(AdamArray* arrays, int64_t count, double beta1, double beta2, double eps, int32_t threads) {
     return guarded([&] {
         adam(arrays, count, beta1, beta2, eps, threads);
         return (int)OK;
     });
 }
 
+namespace {
+
 // Leaves the splats alone when the loss is not finite.
-EXPORT int32_t splatsmith_step(const Step* step) {
-    void* frame;
-    if (int32_t status = splatsmith_forward(&step->scene, &step->lens, &step->images, &frame)) return status;
-    int32_t status = splatsmith_l1_ssim(&step->loss);
-    const Upstream upstream{step->loss.gradient, nullptr, nullptr};
-    if (status == OK && std::isfinite(*step->loss.loss))
-        status = splatsmith_backward(frame, &step->scene, &step->lens, &step->images, &upstream, &step->gradients);
-    splatsmith_release(frame);
-    if (status != OK || !std::isfinite(*step->loss.loss)) return status;
-    const int threads = step->lens.threads;
-    status = guarded([&] {
-        *step->regularisers = regularise(step->scene, step->opacity_weight, step->scale_weight, step->gradients, threads);
+int32_t take(Run& run, const Turn& turn) {
+    Scene scene = run.scene;
+    Lens lens = run.lens;
+    scene.degree = turn.degree;
+    lens.cam_from_world = turn.cam_from_world, lens.K = turn.K, lens.width = turn.width, lens.height = turn.height;
+    lens.background = run.exposures ? nullptr : turn.backdrop;  // `expose` puts it behind
+    void* drawn;
+    if (int32_t status = splatsmith_forward(&scene, &lens, &run.images, &drawn)) return status;
+    std::unique_ptr<void, void (*)(void*)> frame(drawn, splatsmith_release);
+    return guarded([&] {
+        if (run.exposures) expose(run, turn);
+        const float* image = run.exposures ? run.exposed : run.images.rgb;
+        l1_ssim({image, truth_of(run, turn), nullptr, run.v_image, &run.photo_loss, 1, turn.height, turn.width, run.ssim_weight, lens.threads});
+        if (!std::isfinite(run.photo_loss)) return (int)OK;
+        if (run.exposures) expose_backward(run, turn);
+        const Upstream upstream{run.v_image, run.v_alpha, nullptr};
+        if (int status = splatsmith_backward(drawn, &scene, &lens, &run.images, &upstream, &run.gradients)) return status;
+        frame.reset();
+        run.regularisers = regularise(scene, run.opacity_weight, run.scale_weight, run.gradients, lens.threads);
+        if (!std::isfinite(run.regularisers)) return (int)OK;
+        run.arrays[0].lr = turn.lr_means;
+        adam(run.arrays, run.array_count, run.beta1, run.beta2, run.eps, lens.threads);
+        if (run.exposures) centre_exposures(run);
+        if (run.noise != 0) jitter(scene, run.arrays[0].value, run.noise * float(turn.lr_means), turn.key, lens.threads);
+        ++run.done;
         return (int)OK;
     });
-    if (status != OK || !std::isfinite(*step->regularisers)) return status;
-    return splatsmith_adam(step->arrays, 5, step->beta1, step->beta2, step->eps, threads);
+}
+
+}  // namespace
+
+// Takes the turns one after the other, and ends early when the loss of one is not finite or it fails.
+EXPORT int32_t splatsmith_run(Run* run, const Turn* turns, int32_t count) {
+    run->done = 0, run->photo_loss = 0, run->regularisers = 0;
+    for (int32_t k = 0; k < count; ++k)
+        if (int32_t status = take(*run, turns[k]); status || run->done <= k) return status;
+    return OK;
 }

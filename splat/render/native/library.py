@@ -47,13 +47,18 @@ L1Ssim = _structure(
     height=ctypes.c_int64, width=ctypes.c_int64, ssim_weight=Float, threads=Int,
 )  # fmt: skip
 AdamArray = _structure(
-    "AdamArray", value=Pointer, gradient=Pointer, mean=Pointer, square=Pointer, count=ctypes.c_int64, rate=Float,
-    later_rate=Float, root=Float, head=Int, row=Int,
+    "AdamArray", value=Pointer, gradient=Pointer, mean=Pointer, square=Pointer, count=ctypes.c_int64, steps=ctypes.c_int64,
+    lr=Double, later_lr=Double, head=Int, row=Int,
 )  # fmt: skip
-
-Step = _structure(
-    "Step", scene=Scene, lens=Lens, images=Images, loss=L1Ssim, gradients=Gradients, arrays=ctypes.POINTER(AdamArray),
-    regularisers=ctypes.POINTER(Double), beta1=Double, beta2=Double, eps=Double, opacity_weight=Float, scale_weight=Float,
+Turn = _structure(
+    "Turn", cam_from_world=Pointer, K=Pointer, photo=Pointer, mask=Pointer, backdrop=3 * Float, tint=3 * Float, width=Int,
+    height=Int, degree=Int, exposure=Int, lr_means=Double, key=ctypes.c_uint64,
+)  # fmt: skip
+Run = _structure(
+    "Run", scene=Scene, lens=Lens, images=Images, truth=Pointer, exposed=Pointer, v_image=Pointer, v_alpha=Pointer,
+    exposures=Pointer, v_exposures=Pointer, photos=ctypes.c_int64, gradients=Gradients, arrays=ctypes.POINTER(AdamArray),
+    array_count=ctypes.c_int64, beta1=Double, beta2=Double, eps=Double, ssim_weight=Float, opacity_weight=Float,
+    scale_weight=Float, noise=Float, photo_loss=Double, regularisers=Double, done=Int,
 )  # fmt: skip
 
 
@@ -74,8 +79,8 @@ def open_library(path: Path) -> ctypes.CDLL:
     library.splatsmith_l1_ssim.argtypes = [structure(L1Ssim)]
     library.splatsmith_adam.restype = Int
     library.splatsmith_adam.argtypes = [structure(AdamArray), ctypes.c_int64, Double, Double, Double, Int]
-    library.splatsmith_step.restype = Int
-    library.splatsmith_step.argtypes = [structure(Step)]
+    library.splatsmith_run.restype = Int
+    library.splatsmith_run.argtypes = [structure(Run), structure(Turn), Int]
     return library
 
 
@@ -107,10 +112,11 @@ def thread_count(wanted: int | None) -> int:
 
 
 def address(x: Tensor | None) -> int | None:
-    """Of contiguous float32 CPU memory, which the caller keeps alive."""
+    """Of memory that the caller keeps alive. Raises TypeError for anything but contiguous float32 on CPU."""
     if x is None:
         return None
-    assert x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous(), (x.dtype, x.device, x.stride())
+    if x.dtype != torch.float32 or x.device.type != "cpu" or not x.is_contiguous():
+        raise TypeError(f"{x.dtype} on {x.device}, strides {x.stride()}; the native kernels take contiguous float32 on cpu")
     return x.data_ptr()
 
 
