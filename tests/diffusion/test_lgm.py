@@ -49,7 +49,7 @@ def ring(side: int = 32, distance: float = 1.9, elevation_deg: float = 0.0, azim
 def test_names_and_shapes_are_the_published_ones():
     published = {name: tuple(shape) for name, shape in json.loads(PUBLISHED.read_text()).items()}
     assert shapes(BIG) == published
-    assert len(published) == 376
+    assert len(published) == 376 and sum(math.prod(shape) for shape in published.values()) == 415_042_848
 
 
 def test_published_names_and_shapes_make_a_file_of_the_released_length():
@@ -60,6 +60,21 @@ def test_published_names_and_shapes_make_a_file_of_the_released_length():
         header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [start, end]}
     spelt = len(json.dumps(header, separators=(",", ":")))
     assert 8 + spelt + -spelt % 8 + end == RELEASED_BYTES
+
+
+@torch.no_grad()
+def test_numbers_are_those_of_the_published_forward():
+    """The four numbers come from a transcription of the published forward, function by function, that is not ours."""
+    weights = {}
+    for i, (name, x) in enumerate(sorted(LGM(TOY).state_dict().items())):
+        wave = torch.sin(torch.arange(x.numel(), dtype=torch.float64) * (1.7 + 0.01 * i))
+        weights[name] = (wave * (0.15 if x.ndim > 1 else 0.5)).view(x.shape)
+    network = LGM(TOY).double()
+    network.load_state_dict(weights)
+    n = torch.arange(4 * 9 * 16 * 16, dtype=torch.float64)
+    out = network(torch.cos(0.37 * n * (1 + n / 5000)).view(1, 4, 9, 16, 16))[0]
+    found = [float(out[place]) for place in ((0, 0, 0, 0), (1, 3, 2, 5), (2, 7, 7, 1), (3, 13, 4, 4))]
+    assert found == pytest.approx([0.556566, -0.942829, -0.473249, -0.515589], abs=2e-6)
 
 
 @pytest.mark.parametrize("shape, side", [(BIG, 128), (SMALL, 64), (TINY, 64)])

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -120,6 +121,14 @@ def test_pictures_without_tiles_are_views_themselves():
 def test_other_pictures_than_described(pictures, changes, words):
     with pytest.raises(InputError, match=words):
         fake(pictures, **changes)(torch.rand(8, 8, 3))
+
+
+def test_the_documented_description_is_one(tmp_path):
+    page = Path(__file__).parents[2] / "docs" / "public-checkpoints.md"
+    example = page.read_text(encoding="utf-8").split("```json\n")[1].split("```")[0]
+    (tmp_path / "views.json").write_text(example)
+    description = ViewsDescription.read(tmp_path / "views.json")
+    assert description.azimuths_deg == (0, 90, 180, 270) and description.arguments["num_inference_steps"] == 30
 
 
 @pytest.mark.parametrize(
