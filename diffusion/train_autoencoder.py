@@ -171,9 +171,12 @@ def sheet_of(pictures: Tensor, made: Tensor, columns: int = 12) -> Tensor:
     return torch.cat([F.pad(row, (0, width - row.shape[-1]), value=1.0) for row in rows], dim=-2).permute(1, 2, 0)
 
 
-def validation_sheet(bank: ViewBank, count: int = 24, seed: int = 1) -> Sheet:
-    """For `training.train`: validation views beside their reconstructions, and `measure`."""
-    pictures = some_views(bank, bank.examples("val"), count, seed)
+def validation_sheet(bank: ViewBank, count: int = 24, seed: int = 1) -> Sheet | None:
+    """For `training.train`: validation views above their reconstructions, and `measure`; None without such views."""
+    examples = bank.examples("val")
+    if not len(examples):
+        return None
+    pictures = some_views(bank, examples, count, seed)
 
     def sheet(network: nn.Module) -> tuple[Tensor, dict[str, float]]:
         autoencoder = Autoencoder.of(network)

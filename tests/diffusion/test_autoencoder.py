@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -213,6 +214,10 @@ def test_training_reconstructs_objects_that_were_not_seen_and_writes_the_latents
     x = torch.from_numpy(bank.views[bank.examples("train"), 1, ..., :4]).permute(0, 3, 1, 2).float() / 255
     found = measure(ours, x)
     assert found["psnr"] > 16.5 and abs(found["mean"]) < 0.15 and found["deviation"] == pytest.approx(1, abs=0.15)
+
+
+def test_a_bank_without_validation_objects_has_no_sheet():
+    assert validation_sheet(replace(disc_bank(4), splits=("train",) * 4)) is None
 
 
 def test_a_fresh_autoencoder_is_the_same_for_one_seed_and_stages_must_match():
