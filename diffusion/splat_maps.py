@@ -14,6 +14,7 @@ from splat.sh import from_rgb
 MAP_CHANNELS = 14  # depth, 2 offsets, 3 log scales, 4 quaternion, opacity, 3 colours
 REACH = 0.87  # world units before and behind the object's centre: half the diagonal of a cube of side 1
 MAX_SHIFT = 2.0  # pixels that a Gaussian can move from its pixel's ray
+LOW_PASS = 0.3  # px^2 of the maps that every Gaussian is blurred by, as renderers blur: seen larger, it shows no gaps
 KNOWN_OPACITY = 4.0  # logit with which a known pixel starts inside the silhouette, its negative outside
 EMPTY_OPACITY = -2.0  # and a pixel of a view that is not known
 CARVED = 8.0  # logits that a Gaussian loses where a known view shows nothing but background
@@ -99,14 +100,21 @@ def to_splats(maps: Tensor, cameras: Cameras, clean: Tensor, is_clean: Tensor) -
     known = is_clean[:, None, None].float()
     start = known * KNOWN_OPACITY * (2 * clean[:, 3] - 1) + (1 - known) * EMPTY_OPACITY
     painted, there = seen_by(means.reshape(-1, 3), clean, is_clean, cameras)
+    scales = footprint * torch.exp(3 * torch.tanh(log_scales / 3) - 0.5)
     identity = torch.tensor([1.0, 0, 0, 0], device=maps.device)
     return Splats(
         means.reshape(-1, 3),
         (quats + identity).reshape(-1, 4),
-        (footprint.log() - 0.5 + 3 * torch.tanh(log_scales / 3)).reshape(-1, 3),
+        0.5 * (scales**2 + LOW_PASS * footprint**2).log().reshape(-1, 3),
         (opacity[..., 0] + start).reshape(-1) - CARVED * (1 - there),
         from_rgb(torch.sigmoid(colour.reshape(-1, 3) + torch.logit(painted.clamp(0.02, 0.98))))[:, None],
     )
+
+
+def to_pictures(maps: Tensor) -> Tensor:
+    """Maps [V, 14, S, S] -> premultiplied colour and coverage [V, 4, S, S] of every view by itself: no Gaussians between."""
+    coverage = torch.sigmoid(maps[:, 10:11].float() + EMPTY_OPACITY)
+    return torch.cat([torch.sigmoid(maps[:, 11:14].float()) * coverage, coverage], dim=1)
 
 
 def depth_of(raw: Tensor) -> Tensor:

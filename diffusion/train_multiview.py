@@ -10,13 +10,14 @@ import math
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from diffusion.models.multiview import MultiviewDenoiser
 from diffusion.objective.losses import min_snr_weight
-from diffusion.splat_maps import depth_of, ray_features, to_splats
+from diffusion.splat_maps import depth_of, ray_features, to_pictures, to_splats
 from diffusion.train_latents import balanced_weights
 from diffusion.training import TrainConfig, half_precision, train
 from diffusion.view_bank import FAR, NEAR, ViewBank, cameras_at
@@ -49,6 +50,7 @@ class MultiviewTrainConfig:
     alpha_weight: float = 0.5
     ssim_weight: float = 0.0  # of 1 - SSIM beside the squared error
     seen_weight: float = 1.0  # of the views that are denoised, against 1 of the extra ones
+    bottleneck: Literal["splats", "none"] = "splats"  # none is the control without Gaussians: every view by itself
     loop: TrainConfig = field(
         default_factory=lambda: TrainConfig(steps=6000, lr=6e-4, average=0.998, bf16=True, weight_decay=0.02)
     )
@@ -151,8 +153,10 @@ class MultiviewLoss:
         total, errors = torch.zeros((), device=device), []
         weight = min_snr_weight(16 * (2 * log_snr).exp(), "sample", 5.0, 1.0)  # 16: what the pixels of a patch share
         for b, cams in enumerate(cameras):
-            made = drawn(to_splats(maps[b], cams[: c.views], seen[b], is_clean[b]), cams)
-            true = pictures[b]
+            if c.bottleneck == "splats":
+                made, true = drawn(to_splats(maps[b], cams[: c.views], seen[b], is_clean[b]), cams), pictures[b]
+            else:
+                made, true = to_pictures(maps[b]), seen[b]
             share = true[:, 3].mean() + 0.03
             each = picture_error(made, true, c.alpha_weight)
             if c.ssim_weight:
@@ -182,7 +186,13 @@ def new_multiview(bank: ViewBank, space: ViewSpace, config: MultiviewTrainConfig
     with torch.no_grad():
         x0 = space.encode(pictures)
     return MultiviewDenoiser(
-        bank.config.size, space.name, x0.shape[1], config.width, config.blocks, variance=round(float(x0.square().mean()), 4)
+        bank.config.size,
+        space.name,
+        x0.shape[1],
+        config.width,
+        config.blocks,
+        variance=round(float(x0.square().mean()), 4),
+        bottleneck=config.bottleneck,
     )
 
 

@@ -22,13 +22,15 @@ class MultiviewDenoiser(ModelMixin, ConfigMixin):
     """`forward` makes the Gaussians (`splat_maps.to_splats`) whose renders are the x_0 prediction of every view.
 
     `space` "pixel": what is denoised are the pictures themselves, `channels` 4, at `side` pixels. "latent": the latents of an
-    autoencoder that halves three times, `channels` of them at side / 8.
+    autoencoder that halves three times, `channels` of them at side / 8. `bottleneck` "none" is the control that predicts
+    every view by itself, from the same maps (`splat_maps.to_pictures`).
     """
 
     @register_to_config
     def __init__(
         self, side: int = 64, space: str = "pixel", channels: int = 4, width: int = 256, blocks: int = 6, heads: int = 4,
         half: int = 48, quarter: int = 96, expand: int = 3, variance: float = 0.3,
+        bottleneck: str = "splats",
     ) -> None:  # fmt: skip
         super().__init__()
         if space not in ("pixel", "latent") or side % PATCH or width % heads:
