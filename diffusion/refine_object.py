@@ -8,7 +8,6 @@ network knows them, and leave what is finer to the pictures.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +22,11 @@ from splat.gaussians import Splats
 from splat.metrics import psnr
 from splat.optimise import FitConfig, fit
 from splat.progress import Progress
-from splat.prune import visibility
 from splat.render import RenderOptions, render
-from splat.rotations import matrix_from_quat
 from splat.sh import from_rgb
 from splat.views import Views
 
-SEEN_SIDE, SEEN_PIXELS = 64, 0.05  # px: a Gaussian whose weights in a picture of this side add up to less is not shown
 LAYER = 0.03  # world units to either side of what a camera sees in which Gaussians make up the surface
-SPACING = 1 / 0.6  # deviations between neighbours on the network's grid
 
 
 @dataclass(frozen=True)
@@ -44,11 +39,8 @@ class RefineConfig:
     anchor_side: int = 96  # px of the anchors
     anchor_elevations_deg: tuple[float, ...] = (30.0, -10.0)
     max_gaussians: int = 60_000
-    grain: float = (
-        0.8  # px of the pictures: Gaussians that they show are split until none has a larger deviation; 0 splits none
-    )
     paint: bool = True  # begin with the pictures' own colours on what they show
-    edits: int = 0  # times that Gaussians are split where the pictures differ; 0 keeps their number
+    steps_per_edit: int = 50  # between two times that Gaussians are split where the pictures differ; fewer do not settle
     lr_means: float = 8e-5  # at first, in units of the cameras' spread; a tenth of it at the end
     lr_colours: float = 2e-2
     least_opacity: float = 0.02  # Gaussians fainter than this are dropped first; the network leaves many
@@ -57,6 +49,7 @@ class RefineConfig:
     seed: int = 0
 
     def fit(self, pictures: int) -> FitConfig:
+        edits = self.steps // self.steps_per_edit
         return FitConfig(
             steps=round(self.steps * (1 + (pictures - 1) * self.photo_share)),
             sh_degree=0,
@@ -66,7 +59,7 @@ class RefineConfig:
             opacity_regulariser=0.0,
             scale_regulariser=0.0,
             min_visibility=0.0,
-            densify=ErrorDensify(first=1.0, edits=self.edits, start=0.1, full=0.5, stop=0.6) if self.edits else NoDensify(),
+            densify=ErrorDensify(first=1.0, edits=edits, start=0.1, full=0.5, stop=0.6) if edits else NoDensify(),
             max_gaussians=self.max_gaussians,
             random_background="masked",
             seed=self.seed,
@@ -97,35 +90,12 @@ def refine_object(
     views = [picture.view(f"picture_{i}") for i, picture in enumerate(pictures)]
     anchors = anchor_views(splats, config)
     before = front_psnr(splats, pictures[0], config)
-    splats = finer(splats, pictures, config)
     for picture in pictures if config.paint else ():
         splats = painted(splats, picture, config)
     share = config.photo_share / (1 - config.photo_share)
     turns = max(round(share * len(anchors)), 1)  # a view listed twice is looked at twice as often
     result = yield from fit([*views * turns, anchors], splats, config.fit(len(pictures)), state)
     return Refined(result.splats, before, front_psnr(result.splats, pictures[0], config))
-
-
-def finer(splats: Splats, pictures: Sequence[Subject], config: RefineConfig) -> Splats:
-    """`splats` with those that the pictures show split until they are as fine as the pixels, or as many as allowed.
-
-    A network's Gaussians lie on a grid of its pixels, about 1 / 0.6 deviations apart. Each half is half as long and as opaque
-    as the whole, so that the halves lie on the finer grid in the same way and together look the same.
-    """
-    if not config.grain:
-        return splats
-    options = RenderOptions(threads=config.threads)
-    limit = min(config.grain * DISTANCE / float(p.cameras().K[0, 0, 0]) for p in pictures)
-    small = [p.cameras(SEEN_SIDE) for p in pictures]
-    shown = visibility(splats, small, options, config.backend) > SEEN_PIXELS
-    while True:
-        rows = (shown & (splats.scales.amax(-1) > limit)).nonzero().squeeze(1)
-        if len(rows) == 0 or len(splats) + len(rows) > config.max_gaussians:
-            return splats
-        halves = halved(splats[rows])
-        stay = torch.ones(len(splats), dtype=torch.bool).index_fill_(0, rows, False)
-        shown = torch.cat([shown[stay], torch.ones(len(halves), dtype=torch.bool)])
-        splats = Splats.cat([splats[stay], halves])
 
 
 def painted(splats: Splats, picture: Subject, config: RefineConfig) -> Splats:
@@ -140,16 +110,6 @@ def painted(splats: Splats, picture: Subject, config: RefineConfig) -> Splats:
     sh = splats.sh.clone()
     sh[on_surface, 0] = from_rgb(sampled[on_surface, :3])
     return dataclasses.replace(splats, sh=sh)
-
-
-def halved(splats: Splats) -> Splats:
-    """[2 N] the two halves of each along its longest axis."""
-    longest = splats.log_scales.argmax(-1, keepdim=True)  # [N, 1]
-    axis = matrix_from_quat(splats.quats).gather(2, longest[:, None].expand(-1, 3, 1)).squeeze(-1)  # [N, 3] unit
-    shift = SPACING / 4 * splats.scales.gather(1, longest) * axis
-    shorter = splats.log_scales.scatter_add(1, longest, torch.full_like(splats.means[:, :1], math.log(0.5)))
-    thin = dataclasses.replace(splats, log_scales=shorter)
-    return Splats.cat([dataclasses.replace(thin, means=splats.means + sign * shift) for sign in (1, -1)])
 
 
 def anchor_views(splats: Splats, config: RefineConfig) -> Views:

@@ -29,7 +29,7 @@ from splat.render import RenderOptions, render
 
 TINY = ImagePreset(
     steps=2,
-    refine_steps=60,
+    refine_steps=100,
     refine_side=64,
     max_gaussians=4000,
     mesh_views=12,
@@ -130,7 +130,7 @@ def test_a_result_folder_for_each_picture_and_nothing_else(made):
             s["name"] for s in report["stages"]
         }
         config = json.loads((result / "config.json").read_text())
-        assert config["image"]["elevation"] == 10 and config["refine"]["steps"] == 60
+        assert config["image"]["elevation"] == 10 and config["refine"]["steps"] == 100
     assert [s.side for subjects, _ in generator.made for s in subjects] == [48, 48]
 
 
@@ -155,7 +155,7 @@ def test_refining_brings_the_front_nearer_to_the_picture(made):
     for name in ("cup", "vase"):
         report = read_report(folder / "R" / name)
         refined = report["image"]["refined"]
-        assert refined["steps"] == 60 and refined["psnr_after"] > refined["psnr_before"] + 1
+        assert refined["steps"] == 100 and refined["psnr_after"] > refined["psnr_before"] + 1
         assert report["metrics"]["train"]["psnr"] == pytest.approx(refined["psnr_after"], abs=0.05)
 
 
