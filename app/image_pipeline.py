@@ -181,9 +181,13 @@ def plan_images(options: Image) -> ImagePlan:
 
 
 def load_generator(folder: Path | None, device: str) -> ImageGenerator:
-    """The shipped network, or the one in `folder`."""
+    """The shipped network, or the one in `folder`: another of ours, or LGM's (docs/public-checkpoints.md)."""
     from diffusion.image_to_3d import ImageTo3D
+    from diffusion.lgm_checkpoint import holds_lgm
+    from diffusion.lgm_to_3d import LgmTo3D
 
+    if folder is not None and holds_lgm(folder):
+        return LgmTo3D.load(folder, device)
     return ImageTo3D.load(folder, device)
 
 

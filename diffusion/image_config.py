@@ -15,11 +15,13 @@ class ImageSampleConfig:
     guidance: float = (
         1.0  # weight of the picture against no picture; 1 is the plain conditional model, anything else doubles the calls
     )
+    temperature: float = 1.0  # of the noise that unknown views start as; less gives safer, more alike objects
     plan: str = "deis2"  # sampler: a preset of diffusion.samplers.plan
     threads: int | None = None  # CPU threads; None leaves torch's setting
 
     def __post_init__(self) -> None:
-        if not 1 <= self.steps <= 1000 or not 0 <= self.guidance <= 20:
+        if not 1 <= self.steps <= 1000 or not 0 <= self.guidance <= 20 or not 0 <= self.temperature <= 2:
             raise InputError(
-                f"{self.steps} steps at guidance {self.guidance:g} cannot be sampled; choose 1 to 1000 steps and 0 to 20."
+                f"{self.steps} steps at guidance {self.guidance:g} and temperature {self.temperature:g} cannot be sampled; "
+                "choose 1 to 1000 steps, guidance 0 to 20, temperature 0 to 2."
             )

@@ -48,7 +48,7 @@ def sampling(
 
     generator = torch.Generator().manual_seed(seed)
     shape = space.encode(pictures[:1]).shape[1:]
-    x = torch.randn(1, len(pictures), *shape, generator=generator).to(device)
+    x = config.temperature * torch.randn(1, len(pictures), *shape, generator=generator).to(device)
     scheduler = EIScheduler(prediction_type="sample", plan=config.plan, grid="log_snr")
     scheduler.set_timesteps(config.steps)
     for t in scheduler.timesteps:
@@ -71,7 +71,7 @@ def sample_pictures(
     rays = ray_features(pictures, known, cameras, network.config.side // 2)[None]
     generator = torch.Generator().manual_seed(seed)
     shape = space.encode(pictures[:1]).shape[1:]
-    x = torch.randn(1, len(pictures), *shape, generator=generator).to(device)
+    x = config.temperature * torch.randn(1, len(pictures), *shape, generator=generator).to(device)
     scheduler = EIScheduler(prediction_type="sample", plan=config.plan, grid="log_snr")
     scheduler.set_timesteps(config.steps)
     for t in scheduler.timesteps:

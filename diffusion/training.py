@@ -156,7 +156,10 @@ def _restore(path: Path, network, average: WeightAverage, optimiser, leaves: lis
             state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             if state and state["exp_avg"].shape != leaf.shape:
                 raise ValueError("an optimiser state of another shape")
-            optimiser.state[leaf] = {k: v.to(leaf.device) for k, v in state.items()}  # a fused step counts on the device
+            # a fused step counts on the device, and goes through moments and weights in the order in which they lie in memory
+            optimiser.state[leaf] = {
+                k: torch.empty_like(leaf).copy_(v) if v.shape == leaf.shape else v.to(leaf.device) for k, v in state.items()
+            }
         average.updates = int(about["updates"])
         return int(about["step"])
     except (SafetensorError, KeyError, ValueError, RuntimeError, OSError) as error:
