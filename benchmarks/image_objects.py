@@ -162,14 +162,14 @@ class Neighbours:
     def __init__(self, bank: ViewBank, objects: ObjectSet) -> None:
         self.bank, self.objects = bank, objects
         self.rows = [i for i in bank.examples("train") if bank.shapes[i] == 0]
-        ring = bank.views[self.rows, : bank.config.ring, ..., :4].astype("float32") / 255
-        self.pictures = torch.from_numpy(ring[..., :3] + 1 - ring[..., 3:])  # [N, ring, S, S, 3] on white
+        ring = torch.from_numpy(bank.views[self.rows, : bank.config.ring, ..., :4])
+        self.pictures = ring[..., :3] + (255 - ring[..., 3:])  # [N, ring, S, S, 3] bytes on white
         self.row_of = {facts.key: row for row, facts in enumerate(objects.facts)}
 
     def of(self, truth: Truth) -> list[Prediction]:
         """The nearest `NEIGHBOURS` by squared error of the input picture, turned as they were found."""
         given = F.interpolate(truth.images[:1].permute(0, 3, 1, 2), size=self.bank.config.size, mode="area")[0].permute(1, 2, 0)
-        errors = torch.stack([(p - given).square().mean((1, 2, 3)) for p in self.pictures])  # [N, ring]
+        errors = torch.stack([(p / 255 - given).square().mean((1, 2, 3)) for p in self.pictures])  # [N, ring]
         best, turn = errors.min(dim=1)
         size, found = truth.images.shape[1], []
         for i in best.argsort()[:NEIGHBOURS].tolist():
@@ -228,7 +228,7 @@ def main() -> None:
     rows = rows_of(objects, lambda f: f.split == args.split)
     count = min(args.count or len(rows), len(rows))
     rows = [rows[i * len(rows) // count] for i in range(count)]
-    generator = ImageTo3D.load(args.weights)
+    generator = None if args.no_network else ImageTo3D.load(args.weights)
     neighbours = None if args.bank is None else Neighbours(open_view_bank(args.bank), objects)
     table, seconds = [], Counter()
     for size in args.sizes:
@@ -255,12 +255,10 @@ def main() -> None:
 
 def _scores(truth: Truth, seed: int, generator: ImageTo3D, neighbours, args, seconds: Counter) -> dict[str, dict]:
     size = truth.images.shape[1]
-    out = {"white": score(white(truth), truth), "billboard": score(billboard(truth), truth)}
-    out["input copied"] = score(copied(truth), truth)
-    if neighbours is not None:
-        found = neighbours.of(truth)
-        out["nearest training object"] = score(found[0], truth)
-        out[f"mean of {NEIGHBOURS} nearest"] = score(mean_of(found), truth)
+    out = _without_network(truth, neighbours, args)
+
+    if generator is None:
+        return out
 
     def timed(name: str, make: Callable[[], Splats]) -> Splats:
         start = time.process_time()
@@ -283,6 +281,23 @@ def _scores(truth: Truth, seed: int, generator: ImageTo3D, neighbours, args, sec
         out[f"ours, best of {args.tries} (knows the truth)"] = max(tries, key=lambda s: sum(s["psnr"]))
     if args.refine:
         timed("ours, refined", lambda: refined(sampled, truth))
+    return out
+
+
+def _without_network(truth: Truth, neighbours, args) -> dict[str, dict]:
+    """Rows that do not change with the weights, kept beside the true pictures."""
+    size = truth.images.shape[1]
+    path = None if args.cache is None else args.cache / f"rows-{args.split}-{truth.row}-{size}-{neighbours is not None}.json"
+    if path is not None and path.is_file():
+        return json.loads(path.read_text())
+    out = {"white": score(white(truth), truth), "billboard": score(billboard(truth), truth)}
+    out["input copied"] = score(copied(truth), truth)
+    if neighbours is not None:
+        found = neighbours.of(truth)
+        out["nearest training object"] = score(found[0], truth)
+        out[f"mean of {NEIGHBOURS} nearest"] = score(mean_of(found), truth)
+    if path is not None:
+        path.write_text(json.dumps(out))
     return out
 
 
@@ -345,7 +360,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--also", type=_plan, nargs="*", default=[], help="further rows, such as 50:ddim")
     parser.add_argument("--tries", type=int, default=1, help="samples of which the best by PSNR is shown as a further row")
     parser.add_argument("--refine", action="store_true", help="add the row of the fit to the picture")
-    parser.add_argument("--cache", type=Path, help="folder that keeps the true pictures")
+    parser.add_argument("--no-network", action="store_true", help="only the rows that need none, for a --cache")
+    parser.add_argument("--cache", type=Path, help="folder that keeps the true pictures and the rows without a network")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--sheet", type=Path)
     parser.add_argument("--sheet-rows", type=int, default=16)
