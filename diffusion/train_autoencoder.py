@@ -39,7 +39,7 @@ class AutoencoderTrainConfig:
     noise: float = 0.2  # largest deviation of the noise on latents that the decoder must bear, drawn evenly for each picture
     moments: float = 0.02  # weight of the latents' divergence from mean 0 and variance 1
     absolute: float = 0.02  # weight of the absolute error beside the squared one: edges
-    loop: TrainConfig = field(default_factory=lambda: TrainConfig(steps=4000, lr=3e-3, warmup=100, average=0.998, bf16=True))
+    loop: TrainConfig = field(default_factory=lambda: TrainConfig(steps=4000, lr=2e-3, warmup=100, average=0.998, bf16=True))
 
 
 def new_autoencoder(config: AutoencoderTrainConfig) -> PatchAutoencoder:

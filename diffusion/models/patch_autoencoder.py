@@ -1,8 +1,7 @@
 """Our own autoencoder of small pictures: residual blocks on patches, never at full size, which a processor is slow at.
 
-Blocks start as nothing, so that the whole starts linear, where principal components are the best that it can learn, and goes
-on from there. It has the contract of diffusers' `AutoencoderTiny`: `encode(x).latents`, `decode(z).sample`, pictures in
-[-1, 1] and scaling in its config, so that it takes that one's place in a pipeline.
+It has the contract of diffusers' `AutoencoderTiny`: `encode(x).latents`, `decode(z).sample`, pictures in [-1, 1], scaling in
+its config, so that it takes that one's place in a pipeline.
 """
 
 from __future__ import annotations
@@ -28,14 +27,18 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
         if len(widths) != len(blocks):
             raise ValueError(f"{len(widths)} widths and {len(blocks)} numbers of blocks; give one of each for every stage")
         down: list[nn.Module] = [nn.PixelUnshuffle(patch), nn.Conv2d(in_channels * patch**2, widths[0], 3, padding=1)]
-        up: list[nn.Module] = [nn.PixelShuffle(patch), nn.Conv2d(widths[0], out_channels * patch**2, 3, padding=1)]
+        up: list[nn.Module] = [
+            nn.PixelShuffle(patch),
+            nn.Conv2d(widths[0], out_channels * patch**2, 3, padding=1),
+            *_end(widths[0]),
+        ]
         for stage, (width, count) in enumerate(zip(widths, blocks, strict=True)):
             if stage:
                 down.append(nn.Conv2d(widths[stage - 1], width, 3, stride=2, padding=1))
                 up += [nn.PixelShuffle(2), nn.Conv2d(width, 4 * widths[stage - 1], 1)]
             down += [_Residual(width) for _ in range(count)]
             up += [_Residual(width) for _ in range(count)]
-        down.append(nn.Conv2d(widths[-1], latent_channels, 3, padding=1))
+        down += [*reversed(_end(widths[-1])), nn.Conv2d(widths[-1], latent_channels, 3, padding=1)]
         up.append(nn.Conv2d(latent_channels, widths[-1], 3, padding=1))
         self.encoder, self.decoder = nn.Sequential(*down), nn.Sequential(*reversed(up))
 
@@ -55,6 +58,11 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):
 
     def forward(self, sample: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
         return self.decode(self.encode(sample).latents, return_dict=return_dict)
+
+
+def _end(width: int) -> list[nn.Module]:
+    """Before a last convolution, in the order of the way back."""
+    return [nn.SiLU(), nn.GroupNorm(8, width)]
 
 
 class _Residual(nn.Module):
