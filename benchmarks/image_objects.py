@@ -51,6 +51,7 @@ INPUT_AZIMUTH_DEG, INPUT_ELEVATION_DEG = 30.0, 20.0
 AZIMUTHS_DEG = (*range(0, 360, 45), *range(0, 360, 60))
 ELEVATIONS_DEG = (10,) * 8 + (35,) * 6
 NEIGHBOURS = 8
+COMPARED = 16  # px at which pictures are compared to find them
 
 
 @dataclass(frozen=True)
@@ -162,14 +163,17 @@ class Neighbours:
     def __init__(self, bank: ViewBank, objects: ObjectSet) -> None:
         self.bank, self.objects = bank, objects
         self.rows = [i for i in bank.examples("train") if bank.shapes[i] == 0]
-        ring = torch.from_numpy(bank.views[self.rows, : bank.config.ring, ..., :4])
-        self.pictures = ring[..., :3] + (255 - ring[..., 3:])  # [N, ring, S, S, 3] bytes on white
+        small = []
+        for row in self.rows:
+            ring = torch.from_numpy(bank.views[row, : bank.config.ring, ..., :4]).permute(0, 3, 1, 2).float() / 255
+            small.append(F.interpolate(ring[:, :3] + 1 - ring[:, 3:], size=COMPARED, mode="area"))
+        self.pictures = torch.stack(small)  # [N, ring, 3, 16, 16] on white
         self.row_of = {facts.key: row for row, facts in enumerate(objects.facts)}
 
     def of(self, truth: Truth) -> list[Prediction]:
         """The nearest `NEIGHBOURS` by squared error of the input picture, turned as they were found."""
-        given = F.interpolate(truth.images[:1].permute(0, 3, 1, 2), size=self.bank.config.size, mode="area")[0].permute(1, 2, 0)
-        errors = torch.stack([(p / 255 - given).square().mean((1, 2, 3)) for p in self.pictures])  # [N, ring]
+        given = F.interpolate(truth.images[:1].permute(0, 3, 1, 2), size=COMPARED, mode="area")
+        errors = (self.pictures - given).square().mean((2, 3, 4))  # [N, ring]
         best, turn = errors.min(dim=1)
         size, found = truth.images.shape[1], []
         for i in best.argsort()[:NEIGHBOURS].tolist():
