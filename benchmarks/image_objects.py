@@ -165,7 +165,7 @@ class Neighbours:
         self.rows = [i for i in bank.examples("train") if bank.shapes[i] == 0]
         small = []
         for row in self.rows:
-            ring = torch.from_numpy(bank.views[row, : bank.config.ring, ..., :4]).permute(0, 3, 1, 2).float() / 255
+            ring = torch.tensor(bank.views[row, : bank.config.ring, ..., :4]).permute(0, 3, 1, 2).float() / 255
             small.append(F.interpolate(ring[:, :3] + 1 - ring[:, 3:], size=COMPARED, mode="area"))
         self.pictures = torch.stack(small)  # [N, ring, 3, 16, 16] on white
         self.row_of = {facts.key: row for row, facts in enumerate(objects.facts)}
