@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 REMEDY = "end other programs or use --preset draft"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".heic", ".heif", ".tif", ".tiff", ".bmp", ".gif")  # read from folders
 MOST = {"steps": 1000, "refine": 20_000}
+MOST_VIEWS = 8  # pictures of one object; diffusion.image_to_3d.MAX_VIEWS, not imported because of what comes with it
 MAX_GUIDANCE = 20.0
 MAX_ELEVATION_DEG = 89.0
 SEEDS = 2**31
@@ -360,7 +361,7 @@ def _front(plan: ImagePlan, splats: Splats, pictures: tuple[Picture, ...]) -> tu
     shown = [picture.shown for picture in pictures[:3]]
     fronts = [next(plan.drawing.of(splats, p.camera.resized(s.shape[1], s.shape[0]))) for p, s in zip(pictures, shown)]
     row = [cell for pair in zip(shown, fronts, strict=True) for cell in pair]
-    return quality, [(f"{pictures[0].name}, and the object in its place", row)]
+    return quality, [("pictures, each beside its view of the splats" if len(pictures) > 1 else "picture, splats", row)]
 
 
 def _write_input(path: Path, subject: Subject) -> None:
@@ -391,6 +392,10 @@ def _items(options: Image) -> tuple[tuple[ImageItem, ...], list[str]]:
         if plain and options.inputs
         else find_files(options.inputs, SUFFIXES).files
     )
+    if len(files) > MOST_VIEWS:
+        raise InputError(
+            f"{len(files)} pictures of one object were given; at most {MOST_VIEWS} are used, so choose among them."
+        )
     azimuths = options.azimuths or tuple(360.0 * i / len(files) for i in range(len(files)))
     if len(azimuths) != len(files):
         raise InputError(f"--azimuths has {len(azimuths)} angles for {len(files)} pictures; give one for each, the first 0.")

@@ -7,7 +7,6 @@ network knows them, and leave what is finer to the pictures.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +22,7 @@ from splat.metrics import psnr
 from splat.optimise import FitConfig, fit
 from splat.progress import Progress
 from splat.render import RenderOptions, render
-from splat.sh import from_rgb
 from splat.views import Views
-
-LAYER = 0.03  # world units to either side of what a camera sees in which Gaussians make up the surface
 
 
 @dataclass(frozen=True)
@@ -39,11 +35,10 @@ class RefineConfig:
     anchor_side: int = 96  # px of the anchors
     anchor_elevations_deg: tuple[float, ...] = (30.0, -10.0)
     max_gaussians: int = 60_000
-    paint: bool = True  # begin with the pictures' own colours on what they show
     steps_per_edit: int = 50  # between two times that Gaussians are split where the pictures differ; fewer do not settle
     lr_means: float = 8e-5  # at first, in units of the cameras' spread; a tenth of it at the end
     lr_colours: float = 2e-2
-    least_opacity: float = 0.02  # Gaussians fainter than this are dropped first; the network leaves many
+    least_opacity: float = 0.005  # Gaussians fainter than this are dropped first; the network leaves many
     threads: int | None = None  # CPU threads
     backend: str = "auto"  # renderer
     seed: int = 0
@@ -59,7 +54,9 @@ class RefineConfig:
             opacity_regulariser=0.0,
             scale_regulariser=0.0,
             min_visibility=0.0,
-            densify=ErrorDensify(first=1.0, edits=edits, start=0.1, full=0.5, stop=0.6) if edits else NoDensify(),
+            densify=ErrorDensify(first=1.0, dead=self.least_opacity, edits=edits, start=0.1, full=0.5, stop=0.6)
+            if edits
+            else NoDensify(),
             max_gaussians=self.max_gaussians,
             random_background="masked",
             seed=self.seed,
@@ -90,26 +87,10 @@ def refine_object(
     views = [picture.view(f"picture_{i}") for i, picture in enumerate(pictures)]
     anchors = anchor_views(splats, config)
     before = front_psnr(splats, pictures[0], config)
-    for picture in pictures if config.paint else ():
-        splats = painted(splats, picture, config)
     share = config.photo_share / (1 - config.photo_share)
     turns = max(round(share * len(anchors)), 1)  # a view listed twice is looked at twice as often
     result = yield from fit([*views * turns, anchors], splats, config.fit(len(pictures)), state)
     return Refined(result.splats, before, front_psnr(result.splats, pictures[0], config))
-
-
-def painted(splats: Splats, picture: Subject, config: RefineConfig) -> Splats:
-    """`splats` with the picture's colour on those that lie on the surface that it shows, inside of its outline."""
-    camera = picture.cameras()
-    depth_map = _drawn(splats, camera, config).expected_depth[0]
-    pixels, depth = (x[0] for x in camera.project(splats.means))
-    grid = (2 * pixels / picture.side - 1)[None, None]  # [1, 1, N, 2]
-    planes = torch.cat([picture.image, picture.alpha[..., None], depth_map[..., None]], dim=-1).permute(2, 0, 1)[None]
-    sampled = torch.nn.functional.grid_sample(planes, grid, mode="bilinear", align_corners=False)[0, :, 0].T  # [N, 5]
-    on_surface = ((depth - sampled[:, 4]).abs() < LAYER) & (sampled[:, 3] > 0.95)
-    sh = splats.sh.clone()
-    sh[on_surface, 0] = from_rgb(sampled[on_surface, :3])
-    return dataclasses.replace(splats, sh=sh)
 
 
 def anchor_views(splats: Splats, config: RefineConfig) -> Views:

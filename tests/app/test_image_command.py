@@ -231,6 +231,16 @@ def test_several_pictures_of_one_object(stand_in, no_mesh, tmp_path):
     assert plan_images(options(*files, views=True, out=tmp_path / "S")).items[0].azimuths_deg == (0, 120, 240)
 
 
+def test_no_more_pictures_of_one_object_than_the_network_takes(tmp_path):
+    from diffusion.image_to_3d import MAX_VIEWS
+
+    assert MAX_VIEWS == image_pipeline.MOST_VIEWS
+    files = [picture(tmp_path / f"{i}.png") for i in range(MAX_VIEWS + 1)]
+    assert len(plan_images(options(*files[:-1], views=True, out=tmp_path / "R")).items[0].pictures) == MAX_VIEWS
+    with pytest.raises(InputError, match="9 pictures of one object"):
+        plan_images(options(*files, views=True, out=tmp_path / "R"))
+
+
 def test_a_mask_overrides(stand_in, no_mesh, tmp_path):
     cup = picture(tmp_path / "cup.png")
     (tmp_path / "masks").mkdir()
