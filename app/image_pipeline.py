@@ -394,7 +394,7 @@ def _items(options: Image) -> tuple[tuple[ImageItem, ...], list[str]]:
     )
     if len(files) > MOST_VIEWS:
         raise InputError(
-            f"{len(files)} pictures of one object were given; at most {MOST_VIEWS} are used, so choose among them."
+            f"{len(files)} pictures of one object were given; choose at most {MOST_VIEWS} of them."
         )
     azimuths = options.azimuths or tuple(360.0 * i / len(files) for i in range(len(files)))
     if len(azimuths) != len(files):
