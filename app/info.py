@@ -39,15 +39,17 @@ def weights() -> list[Weights]:
 
 def _shipped() -> list[Weights]:
     """Ours, in the installed package or in a checkout; damaged ones are left to the command that reads them."""
-    app = Path(__file__).parent
-    for assets in (app / "assets", app.parent / "assets"):
-        path = assets / "weights" / "text" / "weights.json"
-        try:
-            licences = json.loads(path.read_text(encoding="utf-8"))["licences"]
-            return [Weights("text to 3-D", "; ".join(map(str, licences)), path, "text")]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return []
+    app, found = Path(__file__).parent, []
+    for command in ("text", "image"):
+        for assets in (app / "assets", app.parent / "assets"):
+            path = assets / "weights" / command / "weights.json"
+            try:
+                licences = json.loads(path.read_text(encoding="utf-8"))["licences"]
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+            found.append(Weights(f"{command} to 3-D", "; ".join(map(str, licences)), path, command))
+            break
+    return found
 
 
 def facts() -> dict[str, Any]:
