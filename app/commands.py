@@ -136,6 +136,9 @@ class Image(Job):
     """Network calls of the diffusion; the preset decides by default."""
     guidance: float | None = None
     """How closely to follow the picture: 1 is plain, more is closer and doubles the time; by default what suits the weights."""
+    temperature: float | None = None
+    """How varied the sides are that the picture does not show: 0 is the same for every seed, 1 the most varied; by default
+    0.35."""
     refine: int | None = None
     """Steps of the fit that makes the front view the picture itself; 0 leaves it out; the preset decides by default."""
     weights: Path | None = None

@@ -46,7 +46,7 @@ REMEDY = "end other programs or use --preset draft"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".heic", ".heif", ".tif", ".tiff", ".bmp", ".gif")  # read from folders
 MOST = {"steps": 1000, "refine": 20_000}
 MOST_VIEWS = 8  # pictures of one object; diffusion.image_to_3d.MAX_VIEWS, not imported because of what comes with it
-MAX_GUIDANCE = 20.0
+MOST_SAMPLED = {"guidance": 20.0, "temperature": 2.0}
 MAX_ELEVATION_DEG = 89.0
 SEEDS = 2**31
 
@@ -153,8 +153,10 @@ def plan_images(options: Image) -> ImagePlan:
     )
     if not 0 <= options.seed < SEEDS:
         raise InputError(f"--seed {options.seed} is out of range; give 0 to {SEEDS - 1}.")
-    if options.guidance is not None and not 0 <= options.guidance <= MAX_GUIDANCE:
-        raise InputError(f"--guidance {options.guidance} is out of range; give 0 to {MAX_GUIDANCE:.0f}.")
+    for name, most in MOST_SAMPLED.items():
+        value = getattr(options, name)
+        if value is not None and not 0 <= value <= most:
+            raise InputError(f"--{name} {value} is out of range; give 0 to {most:g}.")
     if options.elevation is not None and not abs(options.elevation) <= MAX_ELEVATION_DEG:
         raise InputError(f"--elevation {options.elevation} is out of range; give -{MAX_ELEVATION_DEG:.0f} to 89 degrees.")
     if options.matting is not None and not Path(options.matting).is_file():
@@ -175,9 +177,8 @@ def plan_images(options: Image) -> ImagePlan:
     if complete:
         results = "1 result" if len(complete) == 1 else f"{len(complete)} results"
         notices.append(f"{results} of {len(items)} complete already and left as they are.")
-    sample = ImageSampleConfig(steps=preset.steps, threads=place.threads)
-    if options.guidance is not None:
-        sample = dataclasses.replace(sample, guidance=options.guidance)
+    given = {name: getattr(options, name) for name in MOST_SAMPLED if getattr(options, name) is not None}
+    sample = ImageSampleConfig(steps=preset.steps, threads=place.threads, **given)
     return ImagePlan(options, place, preset, background, sample, items, complete, tuple(notices), estimate)
 
 
@@ -393,9 +394,7 @@ def _items(options: Image) -> tuple[tuple[ImageItem, ...], list[str]]:
         else find_files(options.inputs, SUFFIXES).files
     )
     if len(files) > MOST_VIEWS:
-        raise InputError(
-            f"{len(files)} pictures of one object were given; choose at most {MOST_VIEWS} of them."
-        )
+        raise InputError(f"{len(files)} pictures of one object were given; choose at most {MOST_VIEWS} of them.")
     azimuths = options.azimuths or tuple(360.0 * i / len(files) for i in range(len(files)))
     if len(azimuths) != len(files):
         raise InputError(f"--azimuths has {len(azimuths)} angles for {len(files)} pictures; give one for each, the first 0.")

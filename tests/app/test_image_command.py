@@ -219,6 +219,14 @@ def test_a_complete_result_is_refused_skipped_or_replaced(made, stand_in, no_mes
     assert not (out / "cup/state").exists() and read_report(out / "cup")["seed"] == 3 and stand_in.made[-1][1] == 3
 
 
+def test_options_reach_the_generator(made, stand_in, no_mesh, tmp_path):
+    words = ["--steps", 3, "--guidance", 2, "--temperature", 0.5, "--seed", 9, "--refine", 0, "--weights", "some/folder"]
+    assert splatsmith(made[0] / "cup.png", "--out", tmp_path / "R", *words) == 0
+    (config,) = stand_in.configs
+    assert (config.steps, config.guidance, config.temperature, config.threads) == (3, 2.0, 0.5, 1)
+    assert stand_in.made[0][1] == 9
+
+
 def test_several_pictures_of_one_object(stand_in, no_mesh, tmp_path):
     files = [picture(tmp_path / name) for name in ("front.png", "back.png", "left.png")]
     assert splatsmith(*files, "--views", "--out", tmp_path / "R", "--azimuths", 0, 180, -90) == 0
@@ -336,6 +344,7 @@ def test_bad_pictures_are_one_sentence_and_nothing_is_written(stand_in, tmp_path
         (["--steps", "0"], "--steps 0"),
         (["--refine", "-1"], "--refine -1"),
         (["--guidance", "nan"], "--guidance nan"),
+        (["--temperature", "3"], "--temperature 3"),
         (["--seed", "-1"], "--seed -1"),
         (["--azimuths", "0", "90"], "--views"),
         (["--views", "--azimuths", "0", "90"], "2 angles for 1 pictures"),
