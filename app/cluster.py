@@ -90,9 +90,9 @@ class RayCrew:
             worker = self._answers.pop(answer)
             try:
                 told.append((worker, ray.get(answer)))
-            except ray.exceptions.RayError as error:  # the process or its whole node is gone, or cannot be reached
+            except ray.exceptions.RayError as error:
                 self.dismiss(worker)
-                told.append((worker, Died(_manner_of_death(error))))
+                told.append((worker, _end(error)))
         return told
 
     def dismiss(self, worker: int) -> None:
@@ -137,13 +137,18 @@ def _ignore(event: Progress) -> None:
     pass
 
 
-def _manner_of_death(error: Exception) -> str:
-    name = type(error).__name__
-    if name in ("ActorDiedError", "RayActorError", "WorkerCrashedError"):
-        return "was killed or crashed"
-    if name == "OutOfMemoryError":
-        return "was killed by Ray, as its node ran out of memory"
-    return f"was lost ({name})"
+def _end(error: Exception) -> Unfit | Died:
+    """Why a worker answers with an error of Ray's."""
+    ray = _ray()
+    if isinstance(getattr(error, "cause", None), ImportError | ray.exceptions.RaySystemError):  # it cannot even read the job
+        reason = str(error.cause).strip().splitlines()[-1][:200].rstrip(".")
+        sentence = f"A node of the cluster cannot read the job ({reason}); install the same splatsmith on every node."
+        return Unfit(InputError(sentence))
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        return Died("was killed by Ray, as its node ran out of memory")
+    if isinstance(error, ray.exceptions.ActorDiedError | ray.exceptions.WorkerCrashedError):
+        return Died("was killed or crashed")
+    return Died(f"was lost ({type(error).__name__})")  # such as a node that cannot be reached any more
 
 
 def _ray() -> ModuleType:

@@ -26,6 +26,7 @@ ALONE = {
     "RAY_USAGE_STATS_ENABLED": "0",  # report to nobody
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "app")]),  # where the toys are, on every node
 }
 
 SCRIPT = """
@@ -78,10 +79,9 @@ def address():
 
 
 def work(address: str, tmp_path: Path, what: str) -> None:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "app")])
     (tmp_path / "script.py").write_text(SCRIPT)
     words = [sys.executable, tmp_path / "script.py", address, tmp_path, what]
-    done = subprocess.run(words, env=os.environ | ALONE | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(words, env=os.environ | ALONE, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
 
 
@@ -109,6 +109,21 @@ def test_a_cluster_loses_nothing_and_makes_nothing_twice(address, tmp_path):
     assert sorted(name for name, _ in toys.lines("made")) == sorted(made), "each once"
     began = [name for name, *_ in toys.lines("began")]
     assert len(began) > len(set(began)) and len(list(folder.iterdir())) == len(status)
+
+
+@needs_ray
+@pytest.mark.slow
+def test_nodes_that_cannot_read_the_job(address, tmp_path):
+    """A maker in a module that only this machine has is one sentence, not three dead workers."""
+    write_toys(tmp_path / "toys", a="")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "only_here.py").write_text((ROOT / "tests" / "app" / "toy_batch.py").read_text())
+    script = SCRIPT.replace("from toy_batch import", "sys.path.insert(0, sys.argv[2] + '/here')\nfrom only_here import")
+    (tmp_path / "script.py").write_text(script)
+    words = [sys.executable, tmp_path / "script.py", address, tmp_path, "finish"]
+    done = subprocess.run(words, env=os.environ | ALONE, capture_output=True, text=True, timeout=100)
+    assert "InputError: A node of the cluster cannot read the job (" in done.stderr and "only_here" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @needs_ray
