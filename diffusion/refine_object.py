@@ -35,7 +35,7 @@ class RefineConfig:
     anchor_side: int = 96  # px of the anchors
     anchor_elevations_deg: tuple[float, ...] = (30.0, -10.0)
     max_gaussians: int = 60_000
-    steps_per_edit: int = 50  # between two times that Gaussians are split where the pictures differ; fewer do not settle
+    steps_per_edit: int = 200  # between splits of Gaussians where the pictures differ: each costs other views a little
     lr_means: float = 8e-5  # at first, in units of the cameras' spread; a tenth of it at the end
     lr_colours: float = 2e-2
     least_opacity: float = 0.005  # Gaussians fainter than this are dropped first; the network leaves many
