@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Generator, Iterator
@@ -14,6 +15,7 @@ from app.machine import is_out_of_memory
 from app.notices import Notices
 from app.result_folder import WorkFolder
 from app.stopwatch import StageCost, Stopwatch
+from diffusion.weights_folder import ABOUT
 from splat.errors import BackendUnavailable, InputError, StoppedLate
 from splat.progress import Progress
 
@@ -51,6 +53,22 @@ def check_disk(out: Path, needed: float) -> None:
         raise InputError(
             f"{folder} has {free / 1e6:.0f} MB free and the job needs about {needed / 1e6:.0f} MB; make room first."
         )
+
+
+def weights_of(path: Path | None) -> list[str] | None:
+    """For job.json: weights of the user's, and what changes when they do, so that no run continues with others.
+
+    Ours have a list of their files with hashes, whose own SHA-256 this is; of others it is one of names, sizes and dates.
+    """
+    if path is None:
+        return None
+    path = Path(path).absolute()
+    try:
+        told = (path / ABOUT).read_bytes()
+    except OSError:
+        files = [path] if path.is_file() else sorted(p for p in path.glob("*") if p.is_file())
+        told = json.dumps([[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]).encode()
+    return [str(path), hashlib.sha256(told).hexdigest()]
 
 
 def costs_so_far(work: WorkFolder) -> list[StageCost]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from app.commands import Text
 from app.estimate import Estimate, estimate_text, memory_budget
-from app.jobs import Outcome, check_disk, costs_so_far, late_errors, noted
+from app.jobs import Outcome, check_disk, costs_so_far, late_errors, noted, weights_of
 from app.machine import Place, colour, pick_place
 from app.notices import Notices
 from app.object_files import SHEET_SIDE, Drawing, around, mesh_plan, object_mesh, stated_licences, write_pictures, write_scene
@@ -356,7 +356,7 @@ def _job(plan: TextPlan, item: Item) -> dict[str, Any]:
         "candidates": plan.preset.candidates,
         **{name: value for name, value in dataclasses.asdict(plan.sample).items() if name != "threads"},
         "background": options.background,
-        "weights": None if options.weights is None else str(options.weights.absolute()),
+        "weights": weights_of(options.weights),
         "device": plan.place.device,
         "renderer": plan.place.renderer,
     }

@@ -226,6 +226,20 @@ def test_continuing_another_job_is_refused(stand_in, tmp_path):
         finished(text_to_scenes(options("a red table", out=tmp_path / "R", steps=7, resume=True)))
 
 
+def test_an_object_is_not_continued_with_weights_that_were_trained_further(stand_in, tmp_path):
+    weights, out = tmp_path / "w", tmp_path / "R"
+    weights.mkdir()
+    (weights / "weights.json").write_text('{"files": {"a": "1"}}')
+    finished(text_to_scenes(options("a red table", out=out, weights=weights)), until="mesh")
+    (weights / "weights.json").write_text('{"files": {"a": "2"}}')
+    with pytest.raises(InputError, match="belongs to a run with other weights; run with the same"):
+        finished(text_to_scenes(options("a red table", out=out, weights=weights, resume=True)))
+    (weights / "weights.json").write_text('{"files": {"a": "1"}}')
+    job = text_to_scenes(options("a red table", out=out, weights=weights, resume=True))
+    finished(job, until="mesh")
+    assert len(stand_in.made) == TINY.candidates  # those of the first run: it went on
+
+
 def test_an_object_that_fails_does_not_stop_the_others(stand_in, tmp_path, capsys):
     out = tmp_path / "R"
     assert splatsmith("a red table", "nothing", "it fails", "a blue table", "--out", out, "--json") == 3
