@@ -22,7 +22,7 @@ from app.batch_inputs import find_files, folder_names
 from app.commands import Image
 from app.estimate import Estimate, decodable_pixels, estimate_image, memory_budget
 from app.image_input import Picture, mask_of, read_picture
-from app.jobs import Outcome, check_disk, costs_so_far, late_errors, noted
+from app.jobs import Outcome, check_disk, costs_so_far, late_errors, noted, weights_of
 from app.machine import Place, colour, pick_place
 from app.notices import Notices
 from app.object_files import Drawing, mesh_plan, object_mesh, stated_licences, write_pictures, write_scene
@@ -433,7 +433,7 @@ def _job(plan: ImagePlan, item: ImageItem, pictures: tuple[Picture, ...]) -> dic
         "refine": plan.preset.refine_steps,
         **{name: value for name, value in dataclasses.asdict(plan.sample).items() if name != "threads"},
         "background": options.background,
-        "weights": None if options.weights is None else str(options.weights.absolute()),
+        "weights": weights_of(options.weights),
         "device": plan.place.device,
         "renderer": plan.place.renderer,
     }
