@@ -32,9 +32,10 @@ SECONDS_OBJECT = 1.5  # importing and writing
 SECONDS_PER_MESH_VIEW_MEGAPIXEL = 0.8
 SECONDS_PER_OBJECT_FRAME_MEGAPIXEL = 0.12  # turntable: an object on white costs less than a scene
 
-SECONDS_IMAGE_MODEL = 5.0  # importing and reading the network, once
-SECONDS_PER_IMAGE_STEP = 0.5  # a call of the network
-SECONDS_CUT_OUT = 0.7  # reading a picture and finding its subject
+SECONDS_IMAGE_MODEL = 4.0  # importing and reading the network, once
+SECONDS_PER_IMAGE_STEP = 0.12  # a call of the network
+FINAL_SHARE = 0.3  # of the most Gaussians that the fit of an object may have: what it usually has
+SECONDS_CUT_OUT = 0.4  # reading a picture and finding its subject
 
 BYTES_BASE = 700e6  # torch, pycolmap, networks
 BYTES_MESHING = 200e6  # open3d and its grid
@@ -100,7 +101,7 @@ def estimate_image(objects: int, preset: ImagePreset, *, renderer: str, threads:
     step = (
         SECONDS_PER_STEP
         + SECONDS_PER_STEP_MEGAPIXEL * preset.refine_side**2 / 1e6
-        + SECONDS_PER_STEP_100K * preset.max_gaussians / 100_000
+        + SECONDS_PER_STEP_100K * FINAL_SHARE * preset.max_gaussians / 100_000
     )
     drawing = slow * (preset.refine_steps * step + _object_pictures(preset)) / speed
     seconds = SECONDS_IMAGE_MODEL + objects * (network + SECONDS_CUT_OUT + SECONDS_OBJECT + drawing)

@@ -25,14 +25,14 @@ from app.image_input import Picture, mask_of, read_picture
 from app.jobs import Outcome, check_disk, costs_so_far, late_errors, noted, weights_of
 from app.machine import Place, colour, pick_place
 from app.notices import Notices
-from app.object_files import Drawing, mesh_plan, object_mesh, stated_licences, write_pictures, write_scene
+from app.object_files import Drawing, closed_mesh, closed_mesh_plan, stated_licences, write_pictures, write_scene
 from app.presets import IMAGE_PRESETS, ImagePreset
 from app.report import InputFile, Quality, Report, read_report, write_report
 from app.result_folder import WorkFolder, begin, check_out, disk_errors_as_sentences, is_complete, write_atomic
 from app.saved_stages import load_stage, save_stage
 from app.stopwatch import StageCost, Stopwatch
 from diffusion.image_config import ImageSampleConfig
-from splat.errors import InputError
+from splat.errors import InputError, StoppedLate
 from splat.progress import Progress
 from splat.similarity import Similarity
 
@@ -49,6 +49,7 @@ MOST_VIEWS = 8  # pictures of one object; diffusion.image_to_3d.MAX_VIEWS, not i
 MOST_SAMPLED = {"guidance": 20.0, "temperature": 2.0}
 MAX_ELEVATION_DEG = 89.0
 SEEDS = 2**31
+VISIBLE = 0.05  # opacity
 
 
 class ImageGenerator(Protocol):
@@ -257,7 +258,7 @@ def _object_work(
         state = work.state / "fit_checkpoint.safetensors"
         refined = yield from _saved("refined", _refined(generated, subjects, refine_config, state), work, watch)
         splats = refined.splats
-    mesh, no_mesh = yield from object_mesh(splats, preset)
+    mesh, no_mesh = yield from closed_mesh(splats, preset)
     notices.add(*no_mesh)
     quality, rows = _front(plan, splats, pictures)
     yield from write_pictures(work.result, splats, mesh, preset, drawing, rows)
@@ -265,7 +266,7 @@ def _object_work(
     write_scene(work.result, splats, mesh, preset.turntable_side, [(p.name, p.camera) for p in pictures])
     _write_input(work.result / "input.png", pictures[0].subject)
     job = _job(plan, item, pictures)
-    configs = {"image": job, "sample": plan.sample, "refine": refine_config, "mesh": mesh_plan(preset)[1], "preset": preset}
+    configs = {"image": job, "sample": plan.sample, "refine": refine_config, "mesh": closed_mesh_plan(preset), "preset": preset}
     plain = {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in configs.items()}
     write_atomic(work.result / "config.json", json.dumps(plain, indent=1).encode())
     watch.split()
@@ -329,7 +330,12 @@ def _saved(
 def _generated(plan: ImagePlan, generator: ImageGenerator, pictures: tuple[Picture, ...]) -> Generator[Progress, None, Splats]:
     subjects = [picture.framed(generator.side) for picture in pictures]
     made = yield from generator.generate(subjects, plan.options.seed, plan.sample)
-    return made.splats.detach().to("cpu")
+    splats = made.splats.detach().to("cpu")
+    if not bool((splats.opacities > VISIBLE).any()):
+        raise StoppedLate(
+            f"Nothing that can be seen came out for {pictures[0].name}; give another --seed or another picture."
+        )
+    return splats
 
 
 def _refined(splats: Splats, subjects: list[Subject], config: RefineConfig, state: Path) -> Generator[Progress, None, Any]:

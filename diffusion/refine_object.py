@@ -36,7 +36,7 @@ class RefineConfig:
     anchor_elevations_deg: tuple[float, ...] = (30.0, -10.0)
     max_gaussians: int = 60_000
     steps_per_edit: int = 200  # between splits of Gaussians where the pictures differ: each costs other views a little
-    lr_means: float = 8e-5  # at first, in units of the cameras' spread; a tenth of it at the end
+    lr_means: float = 3e-4  # at first, in units of the cameras' spread; a tenth of it at the end
     lr_colours: float = 2e-2
     least_opacity: float = 0.005  # Gaussians fainter than this are dropped first; the network leaves many
     threads: int | None = None  # CPU threads

@@ -1,5 +1,6 @@
 """Stands in for the network of the image job: a ball whose front half wears the picture, as Gaussians."""
 
+import dataclasses
 import sys
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ def card(subject: Subject, thickness: float = 0.1) -> Splats:
 
 @dataclass
 class StandIn:
-    """Counts what was asked of it. Pictures that are all green give an error, all blue ones nothing that can be seen."""
+    """Counts what was asked of it. Pictures that are all green give an error, all magenta ones nothing that can be seen."""
 
     licences = ("Stand-in: CC0-1.0",)
     side = 48
@@ -52,6 +53,8 @@ class StandIn:
         if float(colour[1]) > 0.9 and float(colour[0]) < 0.1:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         splats = card(subjects[0])
+        if float(colour[1]) < 0.05 and float(colour[0]) > 0.9:
+            splats = dataclasses.replace(splats, opacity_logits=torch.full((len(splats),), -9.0))
         yield Progress("views", 2, 2)
         cameras = subjects[0].cameras()
         drawn = render(splats, cameras, RenderOptions(background=torch.ones(3), threads=1))

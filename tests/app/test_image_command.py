@@ -279,12 +279,13 @@ def test_items_and_plans_travel_to_other_processes(made, stand_in, no_mesh, tmp_
     assert outcome.out == tmp_path / "R" / "cup" and outcome.report["status"] == "done"
 
 
-def test_an_error_after_the_start_keeps_the_state(stand_in, tmp_path, capsys):
-    green = tmp_path / "green.png"
-    save_image(green, torch.cat([torch.tensor([0.0, 1, 0]).expand(40, 40, 3), torch.ones(40, 40).triu()[..., None]], dim=-1))
-    assert splatsmith(green, "--out", tmp_path / "R") == 4
-    assert "The machine ran out of memory" in capsys.readouterr().err
-    assert {p.name for p in (tmp_path / "R").iterdir()} == {"green.partial"}
+@pytest.mark.parametrize(("colour", "words"), [((0, 1, 0), "ran out of memory"), ((1, 0, 1), "Nothing that can be seen")])
+def test_an_error_after_the_start_keeps_the_state(stand_in, tmp_path, capsys, colour, words):
+    image = torch.tensor(colour).float().expand(40, 40, 3)
+    save_image(tmp_path / "thing.png", torch.cat([image, torch.ones(40, 40).triu()[..., None]], dim=-1))
+    assert splatsmith(tmp_path / "thing.png", "--out", tmp_path / "R") == 4
+    assert words in capsys.readouterr().err
+    assert {p.name for p in (tmp_path / "R").iterdir()} == {"thing.partial"}
 
 
 def png_of(path: Path, width: int, height: int) -> Path:
