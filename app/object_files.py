@@ -17,6 +17,7 @@ from splat.progress import Progress
 
 if TYPE_CHECKING:
     from splat.cameras import Cameras
+    from splat.density_mesh import DensityMeshConfig
     from splat.extract_mesh import MeshConfig
     from splat.gaussians import Splats
     from splat.mesh import Mesh
@@ -67,6 +68,20 @@ def mesh_plan(preset: ObjectPreset) -> tuple[Cameras, MeshConfig]:
         min_part=0.005,
     )
     return cameras, config
+
+
+def closed_mesh(splats: Splats, preset: ObjectPreset) -> Generator[Progress, None, tuple[Mesh | None, tuple[str, ...]]]:
+    """The closed mesh of an object whose splats are fuzzy, or None and the sentence why there is none."""
+    from splat.density_mesh import density_mesh
+
+    return (yield from meshed(lambda: density_mesh(splats, closed_mesh_plan(preset))))
+
+
+def closed_mesh_plan(preset: ObjectPreset) -> DensityMeshConfig:
+    """How the density of an object's splats becomes its mesh."""
+    from splat.density_mesh import DensityMeshConfig
+
+    return DensityMeshConfig(resolution=preset.mesh_resolution, max_faces=preset.mesh_faces)
 
 
 def object_mesh(splats: Splats, preset: ObjectPreset) -> Generator[Progress, None, tuple[Mesh | None, tuple[str, ...]]]:

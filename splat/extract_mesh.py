@@ -71,8 +71,8 @@ def extract_mesh(
     low, high, footprint = _region(views, config)
     voxel = max(float((high - low).max()) / config.resolution, 0.75 * footprint)
     mesh = _fused(views, empty, low, high, voxel, config)
-    mesh = _without_crumbs(mesh, config.min_part)
-    return _simplified(mesh, config.max_faces)
+    mesh = without_crumbs(mesh, config.min_part)
+    return simplified(mesh, config.max_faces)
 
 
 @torch.no_grad()
@@ -240,7 +240,7 @@ def _carve(grid, views: list, empty: list, config: MeshConfig) -> None:
     grid.attribute("color")[rows.to(core.int64)] = colours
 
 
-def _without_crumbs(mesh: Mesh, min_part: float) -> Mesh:
+def without_crumbs(mesh: Mesh, min_part: float) -> Mesh:
     """Connected parts with at least `min_part` of the largest part's triangles, and only the vertices they use."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
@@ -258,7 +258,7 @@ def _with_faces(mesh: Mesh, faces: Tensor) -> Mesh:
     return Mesh(mesh.vertices[used], renumbered.reshape(-1, 3), None if mesh.colors is None else mesh.colors[used])
 
 
-def _simplified(mesh: Mesh, max_faces: int) -> Mesh:
+def simplified(mesh: Mesh, max_faces: int) -> Mesh:
     """Quadric edge collapse (Garland and Heckbert 1997) down to `max_faces`; colours from the nearest old vertices."""
     if len(mesh.faces) <= max_faces:
         return mesh
