@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from splat.progress import Progress
 
 INSTALL = 'pip install "splatsmith[cluster]"'
+REMEDY = "check the address, and that the cluster runs (ray start --head)"
+ANSWER_WITHIN = 10.0  # seconds
 OBJECT_STORE = 100_000_000  # bytes, of a cluster that is started here: nothing large passes through it
 
 
@@ -37,13 +40,26 @@ def connect(address: str) -> dict[str, float]:
     ray = _ray()
     if ray.is_initialized():
         return ray.cluster_resources()
+    _check_that_it_answers(address)
     own = {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **(own if address == "local" else {}))
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         reason = (str(error).splitlines() or ["no answer"])[0][:200].rstrip(".")
-        raise InputError(f"--cluster {address} cannot be reached ({reason}); start it with ray start --head.") from error
+        raise InputError(f"--cluster {address} cannot be joined ({reason}); {REMEDY}.") from error
     return ray.cluster_resources()
+
+
+def _check_that_it_answers(address: str) -> None:
+    """Ray itself tries for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_WITHIN).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"--cluster {address} does not answer ({reason}); {REMEDY}.") from error
 
 
 def places(resources: dict[str, float], threads: int, gpus: float) -> int:
