@@ -171,14 +171,14 @@ class Demo(Job):
 
 @dataclass(frozen=True, kw_only=True)
 class Export(Output):
-    """A result or scene in another format: .ply, or the mesh as .glb, .obj or .stl."""
+    """A result or scene as .ply .spz .splat .compressed.ply .gltf .gs.glb, or its mesh as .glb .obj .stl."""
 
     scene: Positional[Path]
     """Result folder, or a scene file."""
     to: Path
     """File to write; its suffix chooses the format."""
     convention: Literal["splatsmith", "3dgs"] = "splatsmith"
-    """splatsmith is +Y up; 3dgs is the y-down world that many splat viewers assume."""
+    """splatsmith is +Y up; 3dgs is the y-down world that many viewers of .ply and .splat assume. SPZ and glTF need none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from splat.progress import Progress
 from splat.similarity import Similarity, fit_similarity
 
 MESH_SUFFIXES = (".glb", ".obj", ".stl")
+SPLATS_AS_GLB = ".gs.glb"  # since .glb is the mesh
 DEFAULT_EVAL_SIDE = 1024  # px, where the result does not say what size it was fitted at
 MAX_SIDE = 16384  # px of a picture
 ENOUGH = 100_000  # splats that tell how far a scene extends
@@ -43,22 +44,23 @@ def load_scene(path: Path) -> Splats:
 
 
 def export_scene(scene: Path, to: Path, convention: Literal["splatsmith", "3dgs"]) -> None:
-    """Write the splats (.ply) or the mesh (.glb, .obj, .stl) of `scene`; see `splat.io.save` for `convention`.
+    """Write the splats (`splat.io.FORMATS`; .gs.glb for glTF) or the mesh (.glb, .obj, .stl) of `scene`.
 
-    A scene file has no mesh yet: one is extracted. Raises `InputError` for other suffixes, missing folders, and a result's
-    own files, which share one frame.
+    `convention` is that of `splat.io.save`. A scene file has no mesh yet: one is extracted. Raises `InputError` for other
+    suffixes, missing folders, and a result's own files, which share one frame.
     """
     from splat.io import FORMATS, HALF_TURN_ABOUT_X, save
     from splat.io.meshes import save_mesh
 
     suffix = to.suffix.lower()
     if suffix not in (*FORMATS, *MESH_SUFFIXES):
-        raise InputError(f"'{suffix}' is no format of export; use one of {', '.join((*FORMATS, *MESH_SUFFIXES))}.")
+        known = dict.fromkeys((*FORMATS, SPLATS_AS_GLB, *MESH_SUFFIXES))  # each once
+        raise InputError(f"'{suffix}' is no format of export; use one of {', '.join(known)}.")
     if not to.parent.is_dir():
         raise InputError(f"The folder {to.parent} does not exist; create it or choose another --to.")
     if to.name in ("scene.ply", "mesh.glb") and (to.parent / "report.json").is_file():
         raise InputError(f"{to} belongs to the result {to.parent} and stays as it is; choose another --to.")
-    if suffix in FORMATS:
+    if suffix not in MESH_SUFFIXES or to.name.lower().endswith(SPLATS_AS_GLB):
         save(load_scene(scene), to, convention)
         return
     mesh = _mesh_of(scene)

@@ -1,12 +1,12 @@
 """PLY in the layout of 3DGS (Kerbl et al. 2023), which every splat viewer reads.
 
 A row is x y z, nx ny nz (unused, zero), f_dc_0..2, f_rest_* (all R, then all G, then all B), opacity, scale_0..2,
-rot_0..3 (wxyz): the raw space of `Splats`, float32, little endian. Axes are left as they are.
+rot_0..3 (wxyz): the raw space of `Splats`, float32, little endian. Axes are left as they are. The reader also takes the
+compressed PLY of `splat.io.compressed_ply`, which bears the same suffix.
 """
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -16,14 +16,11 @@ import torch
 
 from splat.errors import InputError, StoppedLate
 from splat.gaussians import Splats
+from splat.io import compressed_ply
 from splat.io.atomic import atomically
+from splat.io.drawable import MAX_LOG_SCALE, MAX_VALUE, check_count, nonzero
 
-log = logging.getLogger(__name__)
-
-MAX_GAUSSIANS = 30_000_000  # 7 GB at SH degree 3; more than any supported machine fits or draws
 MAX_LINE, MAX_LINES = 1024, 2048  # of the header; a degree-3 scene has 66 lines
-MAX_VALUE = 1e15  # larger magnitudes overflow float32 once squared
-MAX_LOG_SCALE = 40.0  # e^40 = 2e17, likewise
 
 GEOMETRY = ("x", "y", "z", "opacity", "scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3")
 COLOUR = ("f_dc_0", "f_dc_1", "f_dc_2")
@@ -101,6 +98,8 @@ def load_ply(path: Path) -> Splats:
         size = path.stat().st_size
         with open(path, "rb") as file:
             order, elements = _read_header(file, path.name)
+            if any("packed_position" in e.properties for e in elements):
+                return compressed_ply.unpacked(_columns(file, order, elements, size, path.name), path.name)
             vertex = _vertex(elements, path.name)
             if order == "=":
                 rows = _read_text(file, elements, size, path.name)
@@ -124,7 +123,7 @@ def load_ply(path: Path) -> Splats:
     sh = torch.cat([columns(*COLOUR)[:, :, None], rest], dim=2).permute(0, 2, 1).contiguous()  # [N, K, 3]
     return Splats(
         means=columns("x", "y", "z"),
-        quats=_nonzero(columns("rot_0", "rot_1", "rot_2", "rot_3"), path.name),
+        quats=nonzero(columns("rot_0", "rot_1", "rot_2", "rot_3"), path.name),
         log_scales=columns("scale_0", "scale_1", "scale_2"),
         opacity_logits=columns("opacity")[:, 0],
         sh=sh,
@@ -168,8 +167,6 @@ def _vertex(elements: list[Element], name: str) -> Element:
     vertex = next((e for e in elements if e.name == "vertex"), None)
     if vertex is None:
         raise InputError(f"{name} has no 'vertex' element, so it holds no Gaussians.")
-    if "packed_position" in vertex.properties:
-        raise InputError(f"{name} is a compressed PLY (packed_position); export it as an uncompressed PLY and try again.")
     missing = [p for p in (*GEOMETRY, *COLOUR) if p not in vertex.properties]
     if missing:
         raise InputError(
@@ -178,10 +175,7 @@ def _vertex(elements: list[Element], name: str) -> Element:
         )
     if vertex.has_list:
         raise InputError(f"{name} has list properties in its 'vertex' element; a 3DGS scene has plain numbers only.")
-    if vertex.count == 0:
-        raise InputError(f"{name} holds 0 Gaussians; there is nothing to load.")
-    if vertex.count > MAX_GAUSSIANS:
-        raise InputError(f"{name} announces {vertex.count:,} Gaussians, more than the limit of {MAX_GAUSSIANS:,}.")
+    check_count(vertex.count, name)
     return vertex
 
 
@@ -215,6 +209,26 @@ def _read_binary(file: BinaryIO, order: str, elements: list[Element], size: int,
         if offset != size:
             raise InputError(f"{name} has {size - offset:,} bytes more than its header announces; save it again.")
     return _found(rows, name)
+
+
+def _columns(file: BinaryIO, order: str, elements: list[Element], size: int, name: str) -> dict[str, dict[str, np.ndarray]]:
+    """Element -> property -> column, of a PLY whose elements are all needed; sizes are checked before memory is taken."""
+    if order == "=" or any(e.has_list for e in elements):
+        raise InputError(f"{name} is a compressed PLY written as text or with lists, which no program does; export it again.")
+    columns: dict[str, dict[str, np.ndarray]] = {}
+    for element in (e for e in elements if e.properties):
+        dtype = element.dtype(order)
+        raw = file.read(min(element.count * dtype.itemsize, size))
+        if len(raw) < element.count * dtype.itemsize:
+            raise InputError(
+                f"{name} announces {element.count:,} rows of '{element.name}' but has only {len(raw):,} bytes left for them; "
+                "it is truncated or its header is wrong. Save it again."
+            )
+        rows = np.frombuffer(raw, dtype)
+        columns[element.name] = {p: rows[str(i)] for i, p in enumerate(element.properties)}
+    if file.read(1):
+        raise InputError(f"{name} has more bytes than its header announces; save it again.")
+    return columns
 
 
 def _read_text(file: BinaryIO, elements: list[Element], size: int, name: str) -> np.ndarray:
@@ -263,12 +277,3 @@ def _refuse_bad_values(values: np.ndarray, names: tuple[str, ...], file: str) ->
             f"{file}: {int(bad.any(1).sum())} of {len(values)} Gaussians have values that are NaN, infinite or too large "
             f"to draw (first: {names[column]} = {values[row, column]} in row {row}); remove them or save the scene again."
         )
-
-
-def _nonzero(quats: torch.Tensor, name: str) -> torch.Tensor:
-    """A rotation of length zero means nothing; such rows get the identity."""
-    zero = quats.norm(dim=1) < 1e-12
-    if zero.any():
-        log.warning("%s: %d Gaussians have a rotation of length zero; the identity is used", name, int(zero.sum()))
-        quats[zero] = torch.tensor([1.0, 0, 0, 0])
-    return quats

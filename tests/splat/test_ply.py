@@ -223,7 +223,7 @@ HOSTILE = {
     ),
     "compressed": (
         b"ply\nformat binary_little_endian 1.0\nelement vertex 1\nproperty uint packed_position\nend_header\n0000",
-        "compressed PLY",
+        "lacks 15 properties of a compressed PLY",
     ),
     "gap in f_rest": (without("f_rest_4"), "8 f_rest properties"),
     "wrong numbers in f_rest": (header([n.replace("rest_8", "rest_9") for n in NAMES]) + BODY, "numbered from 0"),
