@@ -16,8 +16,8 @@ LICENCES = {  # as sources write them -> where they are
 MANY = 40  # objects whose names are no longer listed where no licence asks for them
 
 
-def attribution(bank: FieldBank | ViewBank) -> str:
-    """Markdown: the training objects of `bank` by source and licence, with their authors and names.
+def attribution(bank: FieldBank | ViewBank, treated: str = "fitted with Gaussians") -> str:
+    """Markdown: the training objects of `bank` by source and licence, with their authors and names, and what became of them.
 
     Of many public-domain (CC0) objects by one author the count alone: other licences ask for the titles.
     """
@@ -29,7 +29,7 @@ def attribution(bank: FieldBank | ViewBank) -> str:
         "# Attribution",
         "",
         "The networks in this folder learnt from the objects below. None of the objects is in the weights as a file; each was",
-        "merged to one mesh, its textures became vertex colours, and it was centred, scaled and fitted with Gaussians.",
+        f"merged to one mesh, its textures became vertex colours, and it was centred, scaled and {treated}.",
         "",
     ]
     for (source, licence), authors in sorted(groups.items()):

@@ -130,7 +130,7 @@ def _pack(bank: ViewBank, work: Path) -> Path:
     facts = {"objects": len(learnt), "examples": len(bank.examples("train"))}
     folder = work / "weights"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "ATTRIBUTION.md").write_text(attribution(bank), encoding="utf-8")
+    (folder / "ATTRIBUTION.md").write_text(attribution(bank, "drawn from all sides"), encoding="utf-8")
     licences = [f"image to 3-D, objects learnt from: {', '.join(sorted({bank.licences[i] for i in learnt}))}"]
     save_image_weights(folder, network, None if autoencoder is None else autoencoder.network, licences, facts)
     return folder
