@@ -16,7 +16,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 
 Loss = Callable[[nn.Module, torch.Generator], tuple[Tensor, dict[str, float]]]  # -> mean loss, and figures for the log
 Sheet = Callable[[nn.Module], tuple[Tensor | None, dict[str, float]]]  # of the averaged network: [H, W, 3], and figures
+
+
+TOLD = ("lr", "warmup", "lr_final", "weight_decay", "clip", "average", "accumulate", "bf16")  # where they change in a run
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,13 @@ def train(
 ) -> Generator[Progress, None, nn.Module]:
     """Train `network` in place from where `folder` left off; at the end it holds the averaged weights and is returned.
 
-    Yields `Progress("training", step, steps)`, values loss and samples of the log. Raises StoppedLate when the loss is no
-    longer finite, InputError when `folder` holds the state of another network.
+    Yields `Progress("training", step, steps)`, values loss and samples of the log, and a notice where it goes on with other
+    knobs than before: more steps are nothing to tell, a lower rate is. Raises StoppedLate when the loss is no longer finite,
+    InputError when `folder` holds the state of another network, or of another seed.
     """
+    changed = _changed(folder / "state.safetensors", config)
+    if changed:
+        yield Progress("notice", 1, 1, changed)
     folder.mkdir(parents=True, exist_ok=True)
     network.train()
     average = WeightAverage.of(network, config.average)
@@ -96,7 +103,7 @@ def train(
             _log(folder / "log.csv", {"step": done, "seconds": round(now - started, 1), "lr": rate, **running})
             yield Progress("training", done, config.steps, values=dict(running))
         if now - saved > 60 * config.save_every or last:
-            _save(folder / "state.safetensors", network, average, optimiser, leaves, done)
+            _save(folder / "state.safetensors", network, average, optimiser, leaves, done, config)
             saved = time.monotonic()
         if sheet is not None and (last or (config.sheet_every and done % config.sheet_every == 0)):
             own = {k: v.clone() for k, v in network.state_dict().items()}
@@ -127,15 +134,41 @@ def _rate(step: int, config: TrainConfig) -> float:
     return config.lr * rise * (config.lr_final + (1 - config.lr_final) * fall)
 
 
-def _save(path: Path, network, average: WeightAverage, optimiser, leaves: list[Tensor], step: int) -> None:
+def _save(path: Path, network, average: WeightAverage, optimiser, leaves: list[Tensor], step: int, config: TrainConfig) -> None:
     from safetensors.torch import save_file
 
     tensors = {f"network.{k}": v.contiguous() for k, v in network.state_dict().items()}
     tensors |= {f"average.{k}": v.contiguous() for k, v in average.values.items()}
     for i, leaf in enumerate(leaves):
         tensors |= {f"optimiser.{i}.{k}": v.contiguous() for k, v in optimiser.state[leaf].items() if torch.is_tensor(v)}
+    about = {"step": step, "updates": average.updates, "config": asdict(config)}
     with atomically(path) as temporary:
-        save_file(tensors, str(temporary), metadata={"run": json.dumps({"step": step, "updates": average.updates})})
+        save_file(tensors, str(temporary), metadata={"run": json.dumps(about)})
+
+
+def _changed(path: Path, config: TrainConfig) -> str:
+    """What differs from the sitting that saved the state, in a sentence; empty where nothing does.
+
+    Raises InputError for another seed, whose run this is not: the start and half of the samples would be another's.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as f:
+            about = json.loads(f.metadata()["run"])
+            before, step = dict(about["config"]), int(about["step"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):  # no state, or one that `_restore` will judge
+        return ""
+    if before.get("seed") != config.seed:
+        raise InputError(
+            f"{path} was trained with seed {before.get('seed')}, not {config.seed}; go on with its seed, or train into "
+            "another folder."
+        )
+    other = [name for name in TOLD if before.get(name) != getattr(config, name)]
+    if not other:
+        return ""
+    was, now = (", ".join(f"{name} {of.get(name)}" for name in other) for of in (before, asdict(config)))
+    return f"Training goes on from step {step} with {now}; up to there it was {was}."
 
 
 def _restore(path: Path, network, average: WeightAverage, optimiser, leaves: list[Tensor]) -> int:

@@ -87,6 +87,20 @@ def test_a_sitting_ends_after_its_minutes_and_the_next_goes_on(tmp_path):
         assert [e.step for e in events] == [expected]
 
 
+def test_another_seed_is_refused_another_rate_is_told_and_more_steps_are_what_one_asked_for(tmp_path):
+    first = TrainConfig(**{**vars(CONFIG), "steps": 3})
+    run(train(line(), loss, first, tmp_path))
+    before = (tmp_path / "state.safetensors").read_bytes()
+    with pytest.raises(InputError, match="was trained with seed 0, not 4; go on with its seed"):
+        run(train(line(), loss, TrainConfig(**{**vars(CONFIG), "seed": 4}), tmp_path))
+    assert (tmp_path / "state.safetensors").read_bytes() == before
+    _, events = run(train(line(), loss, TrainConfig(**{**vars(CONFIG), "steps": 5, "log_every": 1}), tmp_path))
+    assert [(e.stage, e.step) for e in events] == [("training", 4), ("training", 5)]
+    _, events = run(train(line(), loss, TrainConfig(**{**vars(CONFIG), "steps": 6, "lr": 0.01, "average": 0.5}), tmp_path))
+    assert events[0].stage == "notice"
+    assert events[0].note == "Training goes on from step 5 with lr 0.01, average 0.5; up to there it was lr 0.05, average 0.9."
+
+
 def test_log_and_sheet(tmp_path):
     seen = []
 
