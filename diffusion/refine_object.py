@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from diffusion.data.object_views import DISTANCE, FOV_DEG
 from diffusion.subject import Subject
@@ -22,7 +23,11 @@ from splat.metrics import psnr
 from splat.optimise import FitConfig, fit
 from splat.progress import Progress
 from splat.render import RenderOptions, render
+from splat.sh import from_rgb
 from splat.views import Views
+
+MISSING = 0.3  # coverage that the splats lack where a picture shows something
+SHEET_DEVIATION, SHEET_LOGIT = 0.6, 1.5  # of its pixels; opacity 0.82
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class RefineConfig:
     anchor_side: int = 96  # px of the anchors
     anchor_elevations_deg: tuple[float, ...] = (30.0, -10.0)
     max_gaussians: int = 60_000
+    sheet_side: int = 128  # px at which what the splats lack of a picture is filled in; 0 leaves it out
     steps_per_edit: int = 200  # between splits of Gaussians where the pictures differ: each costs other views a little
     lr_means: float = 3e-4  # at first, in units of the cameras' spread; a tenth of it at the end
     lr_colours: float = 2e-2
@@ -84,13 +90,56 @@ def refine_object(
     """
     visible = splats.opacities > config.least_opacity
     splats = splats[visible] if bool(visible.any()) else splats
+    before = front_psnr(splats, pictures[0], config)
+    for picture in pictures:
+        splats = completed(splats, picture, config)
     views = [picture.view(f"picture_{i}") for i, picture in enumerate(pictures)]
     anchors = anchor_views(splats, config)
-    before = front_psnr(splats, pictures[0], config)
     share = config.photo_share / (1 - config.photo_share)
     turns = max(round(share * len(anchors)), 1)  # a view listed twice is looked at twice as often
     result = yield from fit([*views * turns, anchors], splats, config.fit(len(pictures)), state)
     return Refined(result.splats, before, front_psnr(result.splats, pictures[0], config))
+
+
+def completed(splats: Splats, picture: Subject, config: RefineConfig) -> Splats:
+    """`splats` and a sheet of new ones where the picture shows something that they do not: thin parts that the network missed.
+
+    The sheet lies at the depth of the nearest surface beside it, in pixels of `config.sheet_side`.
+    """
+    side = config.sheet_side
+    if not side:
+        return splats
+    camera = picture.cameras(side)
+    drawn = _drawn(splats, camera, config)
+    planes = torch.cat([picture.image * picture.alpha[..., None], picture.alpha[..., None]], dim=-1).permute(2, 0, 1)[None]
+    colour, alpha = torch.nn.functional.interpolate(planes, (side, side), mode="area")[0].permute(1, 2, 0).split([3, 1], dim=-1)
+    missing = (alpha[..., 0] > 0.5) & (alpha[..., 0] - drawn.alpha[0] > MISSING)  # [side, side]
+    depth = _spread(drawn.expected_depth[0], drawn.alpha[0] > 0.5)[missing]
+    pixels = camera.pixel_centers[missing]
+    count = len(pixels)
+    footprint = depth / camera.K[0, 0, 0]
+    sheet = Splats(
+        camera.unproject(pixels[None], depth[None])[0],
+        torch.nn.functional.pad(torch.ones(count, 1), (0, 3)),
+        (SHEET_DEVIATION * footprint).log()[:, None].repeat(1, 3),
+        torch.full((count,), SHEET_LOGIT),
+        from_rgb((colour / alpha)[missing])[:, None],
+    )
+    return Splats.cat([splats, sheet.with_sh_degree(splats.sh_degree).to(splats.means)])
+
+
+def _spread(depth: Tensor, known: Tensor) -> Tensor:
+    """[H, W] depth of the nearest pixel that is `known`; of the object's middle where none is."""
+    import cv2
+
+    if not bool(known.any()):
+        return torch.full_like(depth, DISTANCE)
+    unknown = (~known).to(torch.uint8).numpy()
+    _, label = cv2.distanceTransformWithLabels(unknown, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    index = torch.from_numpy(label).long()
+    by_label = torch.zeros(int(index.max()) + 1)
+    by_label[index[known]] = depth[known]
+    return by_label[index]
 
 
 def anchor_views(splats: Splats, config: RefineConfig) -> Views:

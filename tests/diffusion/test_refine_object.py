@@ -1,11 +1,13 @@
 """Fitting a generated object to its picture: the front becomes the picture, the sides that it does not show stay."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from diffusion.data.object_views import DISTANCE, FOV_DEG
-from diffusion.refine_object import RefineConfig, anchor_views, front_psnr, refine_object
+from diffusion.refine_object import RefineConfig, anchor_views, completed, front_psnr, refine_object
 from diffusion.subject import Subject
 from splat.cameras import Cameras
 from splat.gaussians import Splats
@@ -108,3 +110,32 @@ def test_anchors_are_the_object_itself():
     heights = views.cameras.centers[:, 1] / DISTANCE
     assert float(heights.max()) == pytest.approx(0.5, abs=1e-4) and float(heights.min()) == pytest.approx(-0.17365, abs=1e-4)
     assert float(views.masks.amax()) > 0.9 and torch.allclose(views.images[:, 0, 0], torch.ones(12, 3))
+
+
+def test_what_the_network_missed_is_filled_in():
+    """The photo shows a rod beside the ball that the ball's Gaussians know nothing of."""
+    subject = photo()
+    image, alpha = subject.image.clone(), subject.alpha.clone()
+    image[34:38, 60:69], alpha[34:38, 60:69] = torch.tensor([0.1, 0.6, 0.2]), 1.0
+    subject = Subject(image, alpha, 0.0, 20.0)
+    filled = completed(ball(), subject, QUICK)
+    fresh = filled[slice(1200, None)]
+    assert 20 < len(fresh) < 400 and torch.equal(filled.means[:1200], ball().means)
+    assert torch.allclose(fresh.rgb.median(0).values, torch.tensor([0.1, 0.6, 0.2]), atol=0.05)
+    distance = (fresh.means - subject.cameras().centers[0]).norm(dim=-1)
+    assert float((distance - DISTANCE).abs().max()) < 0.4  # beside the ball, not on the camera
+    result = refined([subject])
+    (drawn,) = render(result.splats, subject.cameras(), RenderOptions(background=torch.ones(3), threads=1)).rgb
+    assert torch.allclose(drawn[35:37, 62:67].mean((0, 1)), torch.tensor([0.1, 0.6, 0.2]), atol=0.12)
+
+
+def test_a_picture_that_is_explained_gets_no_sheet():
+    assert len(completed(ball(), photo(), QUICK)) - len(ball()) < 10
+    empty = dataclasses.replace(ball(), opacity_logits=torch.full((1200,), -12.0))
+    sheet = completed(empty, photo(), QUICK)[slice(1200, None)]  # nothing is beside anything: in the middle of the object
+    depth = subject_depth(sheet)
+    assert len(sheet) > 100 and float((depth - DISTANCE).abs().max()) < 1e-4
+
+
+def subject_depth(splats: Splats) -> torch.Tensor:
+    return photo().cameras().project(splats.means)[1][0]
