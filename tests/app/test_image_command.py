@@ -97,7 +97,7 @@ def no_mesh(monkeypatch):
         yield Progress("mesh", 1, 1)
         return None, ()
 
-    monkeypatch.setattr(image_pipeline, "object_mesh", none)
+    monkeypatch.setattr(image_pipeline, "closed_mesh", none)
 
 
 @pytest.fixture(scope="module")
