@@ -318,3 +318,14 @@ def test_written_pictures_read_back(tmp_path: Path) -> None:
     assert (read_image(tmp_path / "c.jpg")[0] - smooth).abs().max() < 0.03
     save_image(tmp_path / "d.png", image[..., 0])
     assert (read_image(tmp_path / "d.png")[0][..., 1] - image[..., 0]).abs().max() <= 0.51 / 255
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
+def test_the_first_of_several_pictures_is_read(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"moving.{suffix}"
+    first = Image.fromarray(quadrants())
+    first.save(path, save_all=True, append_images=[first.transpose(Image.Transpose.ROTATE_180)], lossless=True)
+    image, _, meta = read_image(path)
+    assert corners(image) == UPRIGHT and meta.animated and meta.format == suffix.upper()
+    first.save(path, lossless=True)
+    assert not read_image(path)[2].animated
