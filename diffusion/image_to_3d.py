@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from diffusion.generated import Generated
 from diffusion.image_config import ImageSampleConfig
+from diffusion.models.from_disk import load_network
 from diffusion.models.multiview import MultiviewDenoiser
 from diffusion.sample_views import KnownViews, sampling
 from diffusion.subject import Subject
 from diffusion.view_bank import cameras_at
 from diffusion.view_space import LatentSpace, PixelSpace, ViewSpace
-from diffusion.weights_folder import ABOUT, BROKEN, FROM_DISK, damaged, read_about, shipped, write_about
+from diffusion.weights_folder import ABOUT, BROKEN, damaged, read_about, shipped, write_about
 from splat.cameras import Cameras
 from splat.errors import InputError
 from splat.gaussians import Splats
@@ -59,18 +60,19 @@ class ImageTo3D:
         Raises InputError when a file is missing, damaged, altered or of another shape, with the remedy.
         """
         folder = shipped("image", WHAT) if folder is None else Path(folder)
-        about = read_about(folder, FORMAT, ["denoiser/config.json"], WHAT)
+        needed = ["denoiser/config.json", "denoiser/diffusion_pytorch_model.safetensors"]
+        about = read_about(folder, FORMAT, needed, WHAT)
         try:
-            network = MultiviewDenoiser.from_pretrained(folder / "denoiser", **FROM_DISK).float().eval()
+            network = load_network(folder / "denoiser", (MultiviewDenoiser,))
             space = _space(folder, network.config.space, device)
             shape = space.encode(torch.zeros(1, 4, network.config.side, network.config.side, device=device)).shape
             if shape[1] != network.config.channels:
                 raise ValueError(f"a denoiser of {network.config.channels} channels and a space of {shape[1]}")
-            licences = tuple(str(x) for x in about["licences"])
+            licences, facts = tuple(str(x) for x in about["licences"]), about["facts"]
         except BROKEN as error:
             raise damaged(folder, WHAT, error) from error
         network = network.to(device).to(memory_format=torch.channels_last).requires_grad_(False)
-        return ImageTo3D(network, space, licences, about["facts"])
+        return ImageTo3D(network, space, licences, facts)
 
     def generate(
         self, subjects: Sequence[Subject], seed: int, config: ImageSampleConfig

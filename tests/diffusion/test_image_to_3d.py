@@ -127,7 +127,17 @@ class TestWeights:
         with pytest.raises(InputError, match=r"autoencoder.* --weights|config\.json"):
             ImageTo3D.load(tmp_path)
 
-    @pytest.mark.parametrize("broken", ["missing", "cut", "altered", "other kind", "outside", "no json", "unlisted"])
+    def test_a_network_of_other_layers_is_refused(self, weights):
+        """Whole files, with the hashes that weights.json has, but not the weights of this network."""
+        network = denoiser()
+        network.norm.more = torch.nn.Parameter(torch.ones(1))
+        save_image_weights(weights, network, None, [], {})
+        with pytest.raises(InputError, match=r"1 unexpected, such as norm\.more"):
+            ImageTo3D.load(weights)
+
+    @pytest.mark.parametrize(
+        "broken", ["missing", "cut", "altered", "other kind", "outside", "no json", "unlisted", "no facts"]
+    )
     def test_broken_folders_are_one_sentence(self, weights, broken):
         file, about = weights / "denoiser" / "diffusion_pytorch_model.safetensors", weights / "weights.json"
         facts = json.loads(about.read_text())
@@ -145,6 +155,7 @@ class TestWeights:
             facts |= {"format": "other"} if broken == "other kind" else {}
             facts["files"] |= {"../../x": "0" * 64} if broken == "outside" else {}
             facts["files"] = {} if broken == "unlisted" else facts["files"]
+            facts = {k: v for k, v in facts.items() if k != broken.removeprefix("no ")}
             about.write_text(json.dumps(facts))
         with pytest.raises(InputError, match="holds no whole weights of image to 3-D") as error:
             ImageTo3D.load(weights)
