@@ -243,11 +243,22 @@ class TestSampling:
         assert not torch.equal(plain, more)
 
     def test_the_prediction_of_every_step_is_consistent_in_3d(self, network, bank):
-        """The x_0 prediction of a view is the render of the same Gaussians as that of every other: nothing else feeds it."""
-        given = self.given(bank)
-        splats = sample_splats(network, PixelSpace(), given, 0, ImageSampleConfig(steps=1))
-        both = drawn(splats, given.cameras)
-        torch.testing.assert_close(drawn(splats, given.cameras[2]), both[2:3])
+        """What the sampler takes as x_0 of the views are the renders of the Gaussians of that call, and nothing else."""
+
+        class Overheard(PixelSpace):
+            def __init__(self) -> None:
+                self.heard = []
+
+            def encode(self, pictures):
+                self.heard.append(pictures)
+                return super().encode(pictures)
+
+        given, space = self.given(bank), Overheard()
+        calls = list(sampling(network, space, given, 0, ImageSampleConfig(steps=3)))
+        _, *encoded = space.heard  # the first asks for the shape
+        assert len(encoded) == len(calls) == 3
+        for splats, pictures in zip(calls, encoded, strict=True):
+            torch.testing.assert_close(pictures, drawn(splats, given.cameras))
 
     @pytest.mark.parametrize("wrong", [{"steps": 0}, {"steps": 2000}, {"guidance": -1}, {"guidance": math.nan}])
     def test_impossible_plans_are_refused(self, wrong):
