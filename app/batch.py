@@ -344,8 +344,12 @@ def _check_folder(out: Path) -> None:
     if is_complete(out):
         raise InputError(f"{out} is a result itself; give a folder for the results of this run as --out.")
     present = [name for name in ("batch.json", "index.html") if (out / name).exists()]
-    if present and not _is_ours(out / "batch.json"):
-        raise InputError(f"{out / present[0]} is not ours, so it is left alone; give another --out.")
+    strange = [] if _is_ours(out / "batch.json") else present
+    lock = out / "lock"  # ours is empty, and left behind by a killed batch alone
+    if lock.exists() and (not lock.is_file() or lock.stat().st_size):
+        strange.append("lock")
+    if strange:
+        raise InputError(f"{out / strange[0]} is not ours, so it is left alone; give another --out.")
 
 
 def _is_ours(batch_json: Path) -> bool:

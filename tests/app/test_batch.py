@@ -236,6 +236,11 @@ def test_folders_that_are_not_ours(tmp_path):
         run(tmp_path)
     assert (out / "index.html").read_text() == "my page" and [p.name for p in out.iterdir()] == ["index.html"]
     (out / "index.html").unlink()
+    (out / "lock").write_text("my lock")
+    with pytest.raises(InputError, match="lock is not ours"):
+        run(tmp_path)
+    assert (out / "lock").read_text() == "my lock"
+    (out / "lock").unlink()
     (out / "report.json").write_text("{}")
     with pytest.raises(InputError, match="is a result itself"):
         run(tmp_path)
