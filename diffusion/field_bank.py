@@ -6,6 +6,7 @@ A bank is a folder: `fields.npy` [M, 4, R, R, R] float16 (memory-mapped), `text.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Generator
@@ -65,6 +66,7 @@ class FieldBank:
     authors: tuple[str, ...]
     sources: tuple[str, ...]
     limit: float
+    fingerprint: str  # SHA-256 of bank.json, which holds one of the fields
 
     def examples(self, split: str) -> np.ndarray:
         """[K] int64 examples of the objects of `split`."""
@@ -88,10 +90,11 @@ def build_bank(
     fields = np.lib.format.open_memmap(folder / "fields.npy", mode="w+", dtype=np.float16, shape=shape)
     about = {"format": FORMAT, "limit": config.limit, "objects": [], "examples": []}
     jobs = ((objects.facts[r], objects[r], volume_path(volumes, objects.facts[r].key), n, config) for r, n in zip(rows, counts))
-    place = 0
+    place, digest = 0, hashlib.sha256()
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for done, (facts, made, recipes, sentences) in enumerate(_in_order(pool, jobs, workers), start=1):
             fields[place : place + len(made)] = made
+            digest.update(made.tobytes())
             about["objects"].append({k: getattr(facts, k) for k in COLUMNS})
             about["examples"] += [
                 {"object": done - 1, "variant": r, "captions": s} for r, s in zip(recipes, sentences, strict=True)
@@ -99,6 +102,7 @@ def build_bank(
             place += len(made)
             yield Progress("fields", done, len(rows), note=facts.key)
     fields.flush()
+    about["fields"] = digest.hexdigest()
     yield from precompute(encoder, [s for e in about["examples"] for s in e["captions"]], folder / "text.safetensors")
     with atomically(folder / "bank.json") as temporary:
         temporary.write_text(json.dumps(about), encoding="utf-8")
@@ -108,7 +112,8 @@ def build_bank(
 def open_bank(folder: Path) -> FieldBank:
     """Raises InputError when the folder holds no whole bank."""
     try:
-        about = json.loads((folder / "bank.json").read_text(encoding="utf-8"))
+        written = (folder / "bank.json").read_bytes()
+        about = json.loads(written)
         fields = np.load(folder / "fields.npy", mmap_mode="r", allow_pickle=False)
         text = load_text(folder / "text.safetensors")
         column = {k: tuple(o[k] for o in about["objects"]) for k in COLUMNS}
@@ -118,7 +123,9 @@ def open_bank(folder: Path) -> FieldBank:
         fits = fields.shape == (len(owners), FIELD_CHANNELS, *[fields.shape[-1]] * 3) and fields.dtype == np.float16
         if about["format"] != FORMAT or not fits or not bool(((owners >= 0) & (owners < len(about["objects"]))).all()):
             raise ValueError("its tables do not fit each other")
-        return FieldBank(fields, text, owners, captions, variants, *(column[k] for k in COLUMNS), float(about["limit"]))
+        facts = (column[k] for k in COLUMNS)
+        fingerprint = hashlib.sha256(written).hexdigest()
+        return FieldBank(fields, text, owners, captions, variants, *facts, float(about["limit"]), fingerprint)
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise InputError(f"{folder} holds no field bank ({error}); build it again.") from error
 

@@ -252,8 +252,6 @@ def channel_loss(rows: Tensor, true: Tensor, std: Tensor) -> Tensor:
     """Rows [M, 13] against the fitted volume's at the same nodes: who is there, what those who are look like; 0 if M is 0."""
     if len(rows) == 0:  # a made field without a surface; the mean of nothing is not a number
         return rows.sum()
-    if not len(rows):  # a made field without a surface: nothing to compare, and a mean over nothing is NaN
-        return rows.sum()
     there = true[:, OPACITY] > ACTIVE_LOGIT
     presence = nn.functional.binary_cross_entropy_with_logits(rows[:, OPACITY], true[:, OPACITY].sigmoid() * there)
     if not bool(there.any()):

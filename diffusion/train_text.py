@@ -12,11 +12,11 @@ Steps 1 and 2 want processor cores and need the objects; steps 3 to 5 train on a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
 from diffusers.models.modeling_utils import ModelMixin
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from diffusion.models.latent_denoiser import LatentDenoiser
 from diffusion.models.volume_unet import VolumeUNet
 from diffusion.text_config import TextSampleConfig
 from diffusion.text_encoder import ClipConfig, TextConfig, load_text_encoder
+from diffusion.text_sheets import attribute_sheet, drawn, sheet_of, upsampler_sheet
 from diffusion.text_stages import AttributeStage, DetailStage, Draft, ShapeStage
 from diffusion.text_to_volume import save_text_weights
 from diffusion.train_attributes import (
@@ -49,6 +50,8 @@ from splat.io.atomic import atomically
 from splat.progress import Progress
 
 STEPS = ("volumes", "bank", "shape", "detail", "attributes", "pack")
+NETWORKS = ("shape", "detail", "attributes")  # the steps that train one
+LEARNT_FROM = "learnt_from.json"  # in their folders: which bank
 SHEET_PROMPTS = (
     "a red chair", "a green tree", "a wooden table", "a street lamp", "a sword", "a blue car", "a house with a red roof",
     "an orange pumpkin", "a yellow banana", "a white bed", "a knight", "a black sofa", "a purple mushroom", "a grey rock",
@@ -96,6 +99,7 @@ def train_text(step: str, work: Path, objects: Path | None, config: TextTrainCon
         )
         return work / "bank"
     bank = open_bank(_made(work, "bank"))
+    _check_bank(bank, work, step)
     if step == "shape":
         return (yield from _shape(bank, work, config))
     codec = load_codec(_made(work, "shape") / "codec.safetensors")
@@ -104,22 +108,23 @@ def train_text(step: str, work: Path, objects: Path | None, config: TextTrainCon
     examples = FineExamples(bank, _made(work, "volumes"), "train")
     if step == "detail":
         own = replace(config.detail, loop=replace(config.detail.loop, minutes=config.minutes))
-        network = yield from train_upsampler(examples, codec, own, work / "detail", device=config.device)
+        sheet = upsampler_sheet(bank, work / "volumes", codec)
+        network = yield from train_upsampler(examples, codec, own, _begun(bank, work, step), sheet, config.device)
         return _saved(network, work / "detail")
     upsampler = _network(VolumeUNet, work, "detail")
     own = replace(config.attributes, loop=replace(config.attributes.loop, minutes=config.minutes))
-    network = yield from train_attributes(examples, codec, upsampler, own, work / "attributes", device=config.device)
+    sheet = attribute_sheet(bank, work / "volumes", codec, upsampler)
+    network = yield from train_attributes(examples, codec, upsampler, own, _begun(bank, work, step), sheet, config.device)
     return _saved(network, work / "attributes")
 
 
 def _shape(bank: FieldBank, work: Path, config: TextTrainConfig) -> Generator[Progress, None, Path]:
-    path = work / "shape" / "codec.safetensors"
+    path = _begun(bank, work, "shape") / "codec.safetensors"
     if path.exists():
         codec = load_codec(path)
     else:
         yield Progress("codec", 0, 1)
         codec = learn_codec(bank, config.shape.dimensions, config.shape.loop.seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
         save_codec(path, codec)
     encoder = load_text_encoder(config.text)
     own = replace(config.shape, loop=replace(config.shape.loop, minutes=config.minutes))
@@ -129,22 +134,11 @@ def _shape(bank: FieldBank, work: Path, config: TextTrainConfig) -> Generator[Pr
         drafts = [Draft(encoder.encode([p]), seed) for seed, p in enumerate(SHEET_PROMPTS)]
         made = [stage(draft, TextSampleConfig()) for draft in drafts]
         network.to(config.device)
-        return sheet_of(made), {"agreement": sum(stage.agreement(d) for d in made) / len(made)}
+        pictures = sheet_of(drawn([draft.splats() for draft in made]))
+        return pictures, {"agreement": sum(stage.agreement(d) for d in made) / len(made)}
 
     network = yield from train_latents(bank, codec, own, work / "shape", sheet, config.device)
     return _saved(network, work / "shape")
-
-
-def sheet_of(drafts: list[Draft], columns: int = 8, side: int = 128) -> Tensor:
-    """[H, W, 3] the drafts as they are, seen from the front right, in rows."""
-    from diffusion.data.object_views import input_camera
-    from splat.render import RenderOptions, render
-
-    camera, options = input_camera(side), RenderOptions(background=torch.ones(3))
-    with torch.no_grad():
-        images = [render(d.splats(), camera, options).rgb[0].clamp(0, 1) for d in drafts]
-    images += [torch.ones_like(images[0])] * (-len(images) % columns)
-    return torch.cat([torch.cat(images[i : i + columns], dim=1) for i in range(0, len(images), columns)])
 
 
 def load_stages(work: Path) -> tuple[ShapeStage, DetailStage, AttributeStage]:
@@ -178,6 +172,25 @@ def load_codec(path: Path) -> FieldCodec:
         return FieldCodec(*tables, int(about["resolution"]), float(about["limit"]))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} holds no codec ({error}); run the step 'shape' first.") from error
+
+
+def _check_bank(bank: FieldBank, work: Path, step: str) -> None:
+    """Raises InputError where `step`, or one before it, learnt from another bank."""
+    for name in NETWORKS if step == "pack" else NETWORKS[: NETWORKS.index(step) + 1]:
+        path = work / name / LEARNT_FROM
+        if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["bank"] != bank.fingerprint:
+            raise InputError(
+                f"{work / 'bank'} was built again, with other contents, after {work / name} had learnt from it; "
+                f"remove {work / name} and run the step {name!r} again."
+            )
+
+
+def _begun(bank: FieldBank, work: Path, step: str) -> Path:
+    """The folder of a step that learns from this bank from now on."""
+    (work / step).mkdir(parents=True, exist_ok=True)
+    with atomically(work / step / LEARNT_FROM) as temporary:
+        temporary.write_text(json.dumps({"bank": bank.fingerprint}), encoding="utf-8")
+    return work / step
 
 
 def _pack(bank: FieldBank, codec: FieldCodec, work: Path, text: TextConfig | None) -> Path:

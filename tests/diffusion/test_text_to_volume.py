@@ -13,16 +13,21 @@ from tiny_objects import box, joined, write_packed
 
 from diffusion.data.augment import AugmentConfig
 from diffusion.data.object_set import open_objects
+from diffusion.field import FIELD_LIMIT
 from diffusion.field_bank import BankConfig, build_bank, open_bank
 from diffusion.fit_volume import VolumeFitConfig
+from diffusion.models.volume_unet import VolumeUNet
 from diffusion.text_config import TextSampleConfig
 from diffusion.text_encoder import ClipConfig, load_text_encoder
+from diffusion.text_sheets import attribute_sheet, drawn, upsampler_sheet
+from diffusion.text_stages import field_splats
 from diffusion.text_to_volume import TextToVolume
 from diffusion.train_attributes import AttributeTrainConfig, FineExamples, UpsamplerTrainConfig
 from diffusion.train_latents import LatentTrainConfig
-from diffusion.train_text import STEPS, TextTrainConfig, train_text
+from diffusion.train_text import STEPS, TextTrainConfig, load_codec, load_stages, train_text
 from diffusion.training import TrainConfig
 from splat.errors import InputError
+from splat.metrics import psnr
 
 LOOP = TrainConfig(steps=4, warmup=1, log_every=2)
 CONFIG = TextTrainConfig(
@@ -54,8 +59,10 @@ def work(tmp_path_factory):
         "white cross": joined(  # heavy on one side: a mirror image that is forgotten shows
             box((240, 240, 240), (1.0, 0.2, 0.2)), box((240, 240, 240), (0.25, 1.0, 0.5), (-0.375, 0, 0))
         ),
+        "black wall": box((20, 20, 20), (0.3, 0.8, 1.0)),
     }  # fmt: skip
     rows = [{"id": f"own/{n}", "name": n, "group": n.split()[1], "license": "CC0-1.0", "author": "A. Maker"} for n in things]
+    rows[-1]["split"] = "val"
     write_packed(folder / "objects", list(things.values()), rows)
     objects = folder / "objects"
     for step in STEPS:
@@ -91,6 +98,23 @@ def test_examples_of_the_later_stages_agree_with_the_bank(work):
         assert float((pooled[1:, near] / pooled[:1, near] - coarse[1:, near] / coarse[:1, near]).abs().mean()) < 0.25, i
         where = examples.volume(i).active[0]
         assert float(fine[0, where].mean()) > 0.6
+
+
+def test_sheets_of_the_later_stages_show_validation_objects_the_truth_above_what_is_made(work):
+    bank, codec = open_bank(work / "bank"), load_codec(work / "shape" / "codec.safetensors")
+    kept = FineExamples(bank, work / "volumes", "val")
+    assert [bank.names[o] for o in bank.objects[kept.rows]] == ["black wall"]
+    _, detail, attributes = load_stages(work)
+    upsampler = VolumeUNet(4, 4, 8, (1, 1, 1), text_dim=384, timed=False, finer=2)  # fresh: what is interpolated stays
+    image, figures = upsampler_sheet(bank, work / "volumes", codec)(upsampler)
+    assert torch.equal(image[:128], drawn([field_splats(kept.fine(0)[None], FIELD_LIMIT)])[0]) and image.shape == (256, 128, 3)
+    assert figures["error"] == pytest.approx(figures["interpolated"], rel=1e-4)
+    image, figures = attribute_sheet(bank, work / "volumes", codec, detail.upsampler)(attributes.predictor)
+    assert torch.equal(image[:128], drawn([kept.volume(0).to_splats()])[0]) and image.shape == (384, 128, 3)
+    true = float(psnr(image[128:256], image[:128]))
+    assert figures["psnr"] == pytest.approx(true, rel=1e-4) and figures["psnr_upsampled"] < 60
+    for step in ("detail", "attributes"):
+        assert [p.name for p in (work / step).glob("*.png")] == ["sheet-000004.png"]
 
 
 def test_one_cube_for_each_prompt_in_three_stages(generator):
@@ -227,6 +251,23 @@ def test_a_bank_whose_tables_do_not_fit_is_refused(work, tmp_path, damage):
     (folder / "bank.json").write_text(json.dumps(about))
     with pytest.raises(InputError, match="holds no field bank"):
         open_bank(folder)
+
+
+def test_a_bank_that_was_built_again_is_not_used_with_what_was_learnt_from_the_one_before(work, tmp_path):
+    folder = tmp_path / "work"
+    shutil.copytree(work, folder)
+    about = json.loads((folder / "bank" / "bank.json").read_text())
+    assert about["fields"] == hashlib.sha256(np.load(folder / "bank" / "fields.npy").tobytes()).hexdigest()
+    about["fields"] = "of others"
+    (folder / "bank" / "bank.json").write_text(json.dumps(about))
+    for step in STEPS[2:]:
+        with pytest.raises(InputError, match=r"built again.*; remove .*shape and run the step 'shape' again"):
+            value(train_text(step, folder, None, CONFIG))
+    shutil.rmtree(folder / "shape")
+    value(train_text("shape", folder, None, CONFIG))
+    for step in STEPS[3:]:
+        with pytest.raises(InputError, match=r"remove .*detail and run the step 'detail' again"):
+            value(train_text(step, folder, None, CONFIG))
 
 
 def test_a_network_whose_training_was_cut_is_named(work, tmp_path):
