@@ -39,12 +39,14 @@ def sampling(
     """
     device = next(network.parameters()).device
     pictures, cameras, known = given.pictures.to(device), given.cameras.to(device), given.is_clean.to(device)
+    cameras_on_cpu = cameras.to("cpu")
 
     def predicted(x: Tensor, alpha: float, sigma: float, is_clean: Tensor) -> tuple[Splats, Tensor]:
         a, s = (torch.full((1,), v, device=device) for v in (alpha, sigma))
         rays = ray_features(pictures, is_clean, cameras, network.config.side // 2)[None]
         splats = to_splats(network(x, pictures[None], is_clean[None], a, s, rays)[0], cameras, pictures, is_clean)
-        return splats, space.encode(drawn(splats, cameras))[None]
+        # A few small views, drawn by the CPU: a GPU that computes networks need not have gsplat.
+        return splats, space.encode(drawn(splats.to("cpu"), cameras_on_cpu).to(device))[None]
 
     generator = torch.Generator().manual_seed(seed)
     shape = space.encode(pictures[:1]).shape[1:]
