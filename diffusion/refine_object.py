@@ -8,7 +8,7 @@ network knows them, and leave what is finer to the pictures.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -39,7 +39,7 @@ class RefineConfig:
     anchors: int = 12  # renders of the generated object on each of two rings, above and below
     anchor_side: int = 96  # px of the anchors
     anchor_elevations_deg: tuple[float, ...] = (30.0, -10.0)
-    max_gaussians: int = 60_000
+    max_gaussians: int = 60_000  # up to which Gaussians are split; no object loses any for having more
     sheet_side: int = 128  # px at which what the splats lack of a picture is filled in; 0 leaves it out
     steps_per_edit: int = 200  # between splits of Gaussians where the pictures differ: each costs other views a little
     lr_means: float = 3e-4  # at first, in units of the cameras' spread; a tenth of it at the end
@@ -97,7 +97,9 @@ def refine_object(
     anchors = anchor_views(splats, config)
     share = config.photo_share / (1 - config.photo_share)
     turns = max(round(share * len(anchors)), 1)  # a view listed twice is looked at twice as often
-    result = yield from fit([*views * turns, anchors], splats, config.fit(len(pictures)), state)
+    plan = config.fit(len(pictures))
+    plan = replace(plan, max_gaussians=max(plan.max_gaussians, len(splats)))  # `fit` drops what is above, at random
+    result = yield from fit([*views * turns, anchors], splats, plan, state)
     return Refined(result.splats, before, front_psnr(result.splats, pictures[0], config))
 
 

@@ -85,6 +85,11 @@ def test_the_shape_stays(result):
     assert len(result.splats) <= QUICK.max_gaussians
 
 
+def test_an_object_of_more_gaussians_than_splitting_may_make_keeps_them():
+    few = dataclasses.replace(QUICK, steps=2, max_gaussians=300)
+    assert len(refined([photo()], few).splats) >= len(ball())
+
+
 def test_the_same_bits_and_also_when_continued(tmp_path, result):
     again = refined([photo()])
     assert torch.equal(again.splats.means, result.splats.means) and torch.equal(again.splats.sh, result.splats.sh)
