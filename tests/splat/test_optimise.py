@@ -189,7 +189,6 @@ class TestFit:
             run([views()], disturbed(), config(backend=backend))
 
     @pytest.mark.skipif(not native.available(), reason="no C++ compiler")
-    @pytest.mark.skipif(not native.available(), reason="no C++ compiler")
     def test_a_fused_step_to_what_is_not_a_number_stops(self, monkeypatch):
         real = FusedSteps.__call__
 
