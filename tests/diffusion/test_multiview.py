@@ -27,6 +27,7 @@ from diffusion.training import TrainConfig
 from diffusion.view_bank import ViewBankConfig, build_view_bank, cameras_at
 from diffusion.view_space import PixelSpace
 from splat.errors import InputError
+from tests.diffusion.tiny_bank import disc_bank
 from tests.diffusion.tiny_objects import box, joined, write_packed
 
 SIDE = 16
@@ -148,6 +149,20 @@ class TestBatches:
             assert abs(float(cameras.centers[0, 0])) < 1e-5 and float(cameras.centers[0, 2]) > 0
         batch = draw_batch(bank, torch.arange(4), dataclasses.replace(TINY, no_clean=1.0), torch.Generator().manual_seed(0))
         assert not bool(batch.is_clean.any())
+
+    def test_mirrored_pictures_have_mirrored_cameras(self):
+        """Discs whose columns tell the azimuth: the next view is to the right of the input, mirrored to the left."""
+        config, sides = dataclasses.replace(TINY, extra=0, anywhere=0, turn_hues=0), set()
+        columns = torch.arange(SIDE) + 0.5 - SIDE / 2
+        after = lambda column: (column + 2.5) % 4 - 1.5  # noqa: E731  of -1.5, -0.5, 0.5, 1.5 the next
+        for seed in range(12):
+            batch = draw_batch(disc_bank(4), torch.tensor([0]), config, torch.Generator().manual_seed(seed))
+            coverage = batch.pictures[0, :2, 3].sum(1)  # [2, SIDE]
+            first, second = ((coverage * columns).sum(1) / coverage.sum(1)).tolist()
+            side = 1 if float(batch.cameras[0].centers[1, 0]) > 0 else -1
+            assert side * second == pytest.approx(after(side * first), abs=1e-4)
+            sides.add(side)
+        assert sides == {1, -1}
 
     def test_one_seed_one_batch(self, bank):
         first, again, other = (draw_batch(bank, torch.arange(3), TINY, torch.Generator().manual_seed(s)) for s in (5, 5, 6))
