@@ -135,7 +135,7 @@ class Image(Job):
     steps: int | None = None
     """Network calls of the diffusion; the preset decides by default."""
     guidance: float | None = None
-    """How closely to follow the picture: 1 is plain, more is closer and doubles the time; by default what suits the weights."""
+    """How closely to follow the picture: 1 is plain, any other weight doubles the time; by default 1."""
     temperature: float | None = None
     """How varied the sides are that the picture does not show: 0 is the same for every seed, 1 the most varied; by default
     0.35."""
@@ -239,6 +239,8 @@ class Train(Machine):
     """Optimiser steps of a network, over all sittings; each network has its own default."""
     lr: float | None = None
     """Learning rate of a network; each network has its own default."""
+    accumulate: int | None = None
+    """Batches to an optimiser step of a network, 1 to 64: as a larger batch, in the memory of one; by default 1."""
     workers: int = 1
     """Objects at a time, in the steps that read objects."""
     space: Literal["pixel", "latent"] = "pixel"
