@@ -16,6 +16,7 @@ from splat.progress import Progress
 
 NETWORKS = {"text": ("shape", "detail", "attributes"), "image": ("autoencoder", "denoiser")}  # the steps that train one
 SEEDS = 2**31
+MOST_ACCUMULATED = 64  # diffusion.training draws the batches of a step from so many seeds
 
 
 def train(options: Train) -> Generator[Progress, None, Path]:
@@ -57,7 +58,7 @@ def _with_own(config, options: Train, kind: str, step: str):
     """`config` with what the options say of its own part for this step."""
     own = getattr(config, step, None)
     if step in NETWORKS[kind]:
-        asked = {"seed": options.seed, "steps": options.steps, "lr": options.lr}
+        asked = {"seed": options.seed, "steps": options.steps, "lr": options.lr, "accumulate": options.accumulate}
         loop = replace(own.loop, **{name: value for name, value in asked.items() if value is not None})
         return replace(config, **{step: replace(own, loop=loop)})
     return config if own is None else replace(config, **{step: replace(own, seed=options.seed)})
@@ -73,9 +74,11 @@ def _check(options: Train, kind: str, step: str) -> None:
         raise InputError(f"--seed {options.seed} is out of range; give 0 to {SEEDS - 1}.")
     if options.lr is not None and not 0 < options.lr <= 1:
         raise InputError(f"--lr {options.lr:g} is no learning rate; give more than 0, at most 1.")
-    if step not in NETWORKS[kind] and (options.steps, options.lr) != (None, None):
+    if options.accumulate is not None and not 1 <= options.accumulate <= MOST_ACCUMULATED:
+        raise InputError(f"--accumulate {options.accumulate} is out of range; give 1 to {MOST_ACCUMULATED}.")
+    if step not in NETWORKS[kind] and (options.steps, options.lr, options.accumulate) != (None, None, None):
         networks = ", ".join(f"{kind}-{name}" for name in NETWORKS[kind])
-        raise InputError(f"{options.step} trains no network; --steps and --lr are for {networks}.")
+        raise InputError(f"{options.step} trains no network; --steps, --lr and --accumulate are for {networks}.")
 
 
 def _told(job: Generator[Progress, None, Path]) -> Generator[Progress, None, Path]:

@@ -47,6 +47,8 @@ def test_volumes_of_objects_with_confirmed_licences(objects, tmp_path, capsys):
         (["text-shape", "--seed", str(2**63)], "give 0 to 2147483647"),
         (["text-shape", "--lr", "0"], "no learning rate"),
         (["text-bank", "--steps", "5"], "trains no network"),
+        (["text-pack", "--accumulate", "2"], "trains no network"),
+        (["text-shape", "--accumulate", "65"], "give 1 to 64"),
     ],
 )
 def test_what_cannot_be_trained_is_one_sentence_and_leaves_nothing(words, sentence, tmp_path, capsys):
@@ -69,9 +71,10 @@ def test_options_reach_the_step_and_a_sitting_that_ends_early_says_so(monkeypatc
     threads = torch.get_num_threads()
     try:
         words = ["--seed", "5", "--threads", "1", "--device", "cpu"]
-        assert entry.main(["train", "text-shape", str(tmp_path), *words, "--steps", "40", "--lr", "0.002", "--json"]) == 0
+        own = "--steps 40 --lr 0.002 --accumulate 3".split()
+        assert entry.main(["train", "text-shape", str(tmp_path), *words, *own, "--json"]) == 0
         loop = seen["config"].shape.loop
-        assert (seen["step"], seen["threads"], loop.seed, loop.steps, loop.lr) == ("shape", 1, 5, 40, 0.002)
+        assert (seen["step"], seen["threads"], loop.seed, loop.steps, loop.lr, loop.accumulate) == ("shape", 1, 5, 40, 0.002, 3)
         notes = [e.get("note", "") for e in map(json.loads, capsys.readouterr().out.splitlines())]
         assert any("7 of 40 steps are trained; run the same command again" in note for note in notes)
         for step in ("volumes", "bank"):
