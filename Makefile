@@ -11,11 +11,12 @@ PY := .venv/bin/python
 # pip of $(PYTHON) installs into .venv: the distributions that split venv's own pip into another package work as well.
 INSTALL = $(PYTHON) -m pip --python $(PY) install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt
 
-.PHONY: demo test lint format ui example wheel clean help
+.PHONY: demo test test-node lint format ui example wheel clean help
 
 help:
 	@echo "make demo    set up .venv, then reconstruct the bundled photos into $(OUT)"
 	@echo "make test    set up .venv, then run the tests"
+	@echo "make test-node   the tests of splat formats against programs from npm"
 	@echo "make lint    check the style;  make format  mend it"
 	@echo "make ui      the page in the browser"
 	@echo "make wheel   build dist/*.whl;  make example  take the bundled photos again;  make clean  remove .venv"
@@ -29,6 +30,11 @@ ui: .venv/core
 # One thread a worker: many small tensors, and two busy thread pools on two cores only get in each other's way.
 test: .venv/test
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal
+
+# Formats of splats against programs from npm, in build/node.
+test-node: .venv/test
+	npm install --prefix build/node --no-save --no-audit --no-fund --ignore-scripts @playcanvas/splat-transform@3.7.0 gltf-validator@2.0.0-dev.3.10
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m node tests/splat
 
 lint: .venv/dev
 	$(PY) -m ruff check .

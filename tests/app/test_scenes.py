@@ -44,6 +44,17 @@ def test_export_writes_the_mesh(result, tmp_path, suffix):
     assert torch.allclose(mesh.vertices.amax(0), original.vertices.amax(0), atol=1e-4)
 
 
+@pytest.mark.parametrize("suffix", [".spz", ".splat", ".compressed.ply", ".gs.glb", ".gltf"])
+def test_export_writes_the_splats_in_other_formats(result, tmp_path, suffix):
+    assert splatsmith("export", result, "--to", tmp_path / f"s{suffix}") == 0
+    scene, back = load(result / "scene.ply"), load(tmp_path / f"s{suffix}")
+    assert len(back) == len(scene)
+    assert torch.allclose(back.means.amax(0), scene.means.amax(0), atol=1e-4)
+    assert torch.allclose(back.rgb.clamp(0, 1).mean(0), scene.rgb.clamp(0, 1).mean(0), atol=2 / 255)
+    again = tmp_path / "again.ply"
+    assert splatsmith("export", tmp_path / f"s{suffix}", "--to", again) == 0 and len(load(again)) == len(scene)
+
+
 @pytest.mark.parametrize(("opacity", "status"), [(5.0, 0), (-4.0, 4)], ids=["solid", "faint"])
 def test_a_bare_scene_file_exports_a_mesh_if_it_shows_a_surface(tmp_path, capsys, monkeypatch, opacity, status):
     monkeypatch.setattr("splat.extract_mesh.MeshConfig", functools.partial(MeshConfig, resolution=64, max_faces=2000))
