@@ -26,7 +26,7 @@ from splat.render import RenderOptions, render
 from splat.sh import from_rgb
 from splat.views import Views
 
-MISSING = 0.3  # coverage that the splats lack where a picture shows something
+MISSING = 0.5  # coverage that the splats lack where a picture shows something
 SHEET_DEVIATION, SHEET_LOGIT = 0.6, 1.5  # of its pixels; opacity 0.82
 
 
