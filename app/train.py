@@ -32,6 +32,8 @@ def train(options: Train) -> Generator[Progress, None, Path]:
 
 
 def _text_step(options: Train, step: str, device: str) -> Generator[Progress, None, Path]:
+    if options.space != "pixel":
+        raise InputError(f"{options.step} denoises no pictures; --space is for image-denoiser.")
     from diffusion.text_encoder import ClipConfig
     from diffusion.train_text import TextTrainConfig, train_text
 
@@ -47,6 +49,8 @@ def _image_step(options: Train, step: str, device: str) -> Generator[Progress, N
 
     if options.clip is not None:
         raise InputError(f"{options.step} reads no sentences; --clip is for the steps of text to 3-D.")
+    if options.space != "pixel" and step != "denoiser":
+        raise InputError(f"{options.step} denoises nothing; --space is for image-denoiser.")
     config = ImageTrainConfig(
         minutes=options.minutes, workers=options.workers, device=device, space=options.space,
         presumed_licences=options.presumed_licences,

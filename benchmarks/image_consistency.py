@@ -29,7 +29,9 @@ from diffusion.data.object_views import input_camera, object_views, protocol_cam
 from diffusion.image_config import ImageSampleConfig
 from diffusion.models.from_disk import load_network
 from diffusion.models.multiview import MultiviewDenoiser
-from diffusion.sample_views import KnownViews, sample_pictures, sample_splats
+from diffusion.sample_views import KnownViews, sample_splats
+from diffusion.samplers.scheduler import EIScheduler
+from diffusion.splat_maps import ray_features, to_pictures
 from diffusion.train_multiview import drawn
 from diffusion.view_bank import cameras_at
 from diffusion.view_space import PixelSpace
@@ -89,9 +91,26 @@ def by_themselves(network: MultiviewDenoiser, views, seed: int, config: ImageSam
     for i in range(0, len(targets), 3):
         group = [min(i + k, len(targets) - 1) for k in range(3)]
         given = _given(views, Cameras.cat([source, targets[group]]))
-        pictures = sample_pictures(network, PixelSpace(), given, seed + i, config)
+        pictures = sample_pictures(network, given, seed + i, config)
         made += list(_on_white(pictures[1:]))
     return torch.stack(made[: len(targets)])
+
+
+@torch.no_grad()
+def sample_pictures(network: MultiviewDenoiser, given: KnownViews, seed: int, config: ImageSampleConfig) -> Tensor:
+    """[V, 4, S, S] of a network without the bottleneck: the x_0 predictions of the last call, every view by itself."""
+    pictures, known, space = given.pictures, given.is_clean, PixelSpace()
+    rays = ray_features(pictures, known, given.cameras, network.config.side // 2)[None]
+    generator = torch.Generator().manual_seed(seed)
+    x = config.temperature * torch.randn(1, *pictures.shape, generator=generator)
+    scheduler = EIScheduler(prediction_type="sample", plan=config.plan, grid="log_snr")
+    scheduler.set_timesteps(config.steps)
+    for t in scheduler.timesteps:
+        node = scheduler.current_node()
+        a, s = (torch.full((1,), v) for v in (node.alpha, node.sigma))
+        made = to_pictures(network(x, pictures[None], known[None], a, s, rays)[0])
+        x = scheduler.step(space.encode(made)[None], t, x, generator=generator).prev_sample
+    return made
 
 
 def inconsistency(pictures: Tensor, depth: Tensor, cameras: Cameras) -> float:

@@ -12,6 +12,7 @@ over views, then over objects. `without` leaves out the noun that dominates the 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -162,6 +163,7 @@ class Neighbours:
 
     def __init__(self, bank: ViewBank, objects: ObjectSet) -> None:
         self.bank, self.objects = bank, objects
+        self.mark = hashlib.sha256(repr((bank.keys, bank.config)).encode()).hexdigest()[:8]
         self.rows = [i for i in bank.examples("train") if bank.shapes[i] == 0]
         small = []
         for row in self.rows:
@@ -291,7 +293,12 @@ def _scores(truth: Truth, seed: int, generator: ImageTo3D, neighbours, args, sec
 def _without_network(truth: Truth, neighbours, args) -> dict[str, dict]:
     """Rows that do not change with the weights, kept beside the true pictures."""
     size = truth.images.shape[1]
-    path = None if args.cache is None else args.cache / f"rows-{args.split}-{truth.row}-{size}-{neighbours is not None}.json"
+    path = (
+        None
+        if args.cache is None
+        else args.cache
+        / f"rows-{truth.name.replace('/', '_')}-{truth.row}-{size}-{'' if neighbours is None else neighbours.mark}.json"
+    )
     if path is not None and path.is_file():
         return json.loads(path.read_text())
     out = {"white": score(white(truth), truth), "billboard": score(billboard(truth), truth)}

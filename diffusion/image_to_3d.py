@@ -7,7 +7,9 @@ where it denoises latents, their autoencoder.
 
 from __future__ import annotations
 
+import copy
 import math
+import shutil
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ from diffusion.sample_views import KnownViews, sampling
 from diffusion.subject import Subject
 from diffusion.view_bank import cameras_at
 from diffusion.view_space import LatentSpace, PixelSpace, ViewSpace
-from diffusion.weights_folder import ABOUT, BROKEN, damaged, read_about, shipped, write_about
+from diffusion.weights_folder import BROKEN, claim, damaged, read_about, shipped, write_about
 from splat.cameras import Cameras
 from splat.errors import InputError
 from splat.gaussians import Splats
@@ -119,12 +121,16 @@ class ImageTo3D:
 def save_image_weights(
     folder: Path, network: MultiviewDenoiser, autoencoder: nn.Module | None, licences: Sequence[str], facts: dict
 ) -> None:
-    """Everything in half precision, and weights.json last. `facts` is anything that JSON holds."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / ABOUT).unlink(missing_ok=True)
+    """Everything in half precision, and weights.json last. `facts` is anything that JSON holds.
+
+    Raises InputError for a folder that holds weights of another kind.
+    """
+    claim(folder, FORMAT)
     parts = {"denoiser": network} | ({} if autoencoder is None else {"autoencoder": autoencoder})
+    for name in ("denoiser", "autoencoder"):  # what an earlier call left would be listed, and shipped
+        shutil.rmtree(folder / name, ignore_errors=True)
     for name, part in parts.items():
-        part.half().save_pretrained(folder / name, safe_serialization=True)
+        copy.deepcopy(part).half().save_pretrained(folder / name, safe_serialization=True)
     write_about(folder, FORMAT, {"licences": list(licences), "facts": facts})
 
 

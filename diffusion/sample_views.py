@@ -12,7 +12,7 @@ from diffusion.image_config import ImageSampleConfig
 from diffusion.models.multiview import MultiviewDenoiser
 from diffusion.samplers.scheduler import EIScheduler
 from diffusion.schedules import from_data
-from diffusion.splat_maps import ray_features, to_pictures, to_splats
+from diffusion.splat_maps import ray_features, to_splats
 from diffusion.train_multiview import drawn
 from diffusion.view_space import ViewSpace
 from splat.cameras import Cameras
@@ -41,9 +41,12 @@ def sampling(
     pictures, cameras, known = given.pictures.to(device), given.cameras.to(device), given.is_clean.to(device)
     cameras_on_cpu = cameras.to("cpu")
 
-    def predicted(x: Tensor, alpha: float, sigma: float, is_clean: Tensor) -> tuple[Splats, Tensor]:
+    with_picture, without = (
+        (k, ray_features(pictures, k, cameras, network.config.side // 2)[None]) for k in (known, torch.zeros_like(known))
+    )
+
+    def predicted(x: Tensor, alpha: float, sigma: float, is_clean: Tensor, rays: Tensor) -> tuple[Splats, Tensor]:
         a, s = (torch.full((1,), v, device=device) for v in (alpha, sigma))
-        rays = ray_features(pictures, is_clean, cameras, network.config.side // 2)[None]
         splats = to_splats(network(x, pictures[None], is_clean[None], a, s, rays)[0], cameras, pictures, is_clean)
         # A few small views, drawn by the CPU: a GPU that computes networks need not have gsplat.
         return splats, space.encode(drawn(splats.to("cpu"), cameras_on_cpu).to(device))[None]
@@ -55,33 +58,12 @@ def sampling(
     scheduler.set_timesteps(config.steps)
     for t in scheduler.timesteps:
         node = scheduler.current_node()
-        splats, x0 = predicted(x, node.alpha, node.sigma, known)
+        splats, x0 = predicted(x, node.alpha, node.sigma, *with_picture)
         yield splats
         if config.guidance != 1:
-            free = predicted(x, node.alpha, node.sigma, torch.zeros_like(known))[1]
+            free = predicted(x, node.alpha, node.sigma, *without)[1]
             x0 = free + config.guidance * (x0 - free)
         x = scheduler.step(from_data(x0, x, node.alpha, node.sigma, "sample"), t, x, generator=generator).prev_sample
-
-
-@torch.no_grad()
-def sample_pictures(
-    network: MultiviewDenoiser, space: ViewSpace, given: KnownViews, seed: int, config: ImageSampleConfig
-) -> Tensor:
-    """[V, 4, S, S] of a network without the bottleneck: the x_0 predictions of the last call, every view by itself."""
-    device = next(network.parameters()).device
-    pictures, cameras, known = given.pictures.to(device), given.cameras.to(device), given.is_clean.to(device)
-    rays = ray_features(pictures, known, cameras, network.config.side // 2)[None]
-    generator = torch.Generator().manual_seed(seed)
-    shape = space.encode(pictures[:1]).shape[1:]
-    x = config.temperature * torch.randn(1, len(pictures), *shape, generator=generator).to(device)
-    scheduler = EIScheduler(prediction_type="sample", plan=config.plan, grid="log_snr")
-    scheduler.set_timesteps(config.steps)
-    for t in scheduler.timesteps:
-        node = scheduler.current_node()
-        a, s = (torch.full((1,), v, device=device) for v in (node.alpha, node.sigma))
-        made = to_pictures(network(x, pictures[None], known[None], a, s, rays)[0])
-        x = scheduler.step(space.encode(made)[None], t, x, generator=generator).prev_sample
-    return made
 
 
 def sample_splats(

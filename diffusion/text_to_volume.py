@@ -23,7 +23,7 @@ from diffusion.text_encoder import ClipConfig, TextEncoder, load_text_encoder
 from diffusion.text_stages import AttributeStage, DetailStage, Draft, ShapeStage, Stage
 from diffusion.vocabulary import Vocabulary
 from diffusion.volume import SplatVolume
-from diffusion.weights_folder import ABOUT, BROKEN, FROM_DISK, damaged, read_about, shipped, write_about
+from diffusion.weights_folder import BROKEN, FROM_DISK, claim, damaged, read_about, shipped, write_about
 from splat.errors import InputError
 from splat.io.atomic import atomically
 from splat.progress import Progress
@@ -142,8 +142,7 @@ def save_text_weights(
     """Everything in half precision, and weights.json last: a folder with it is whole. `facts` is anything JSON holds."""
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / ABOUT).unlink(missing_ok=True)
+    claim(folder, FORMAT)
     rows, steps = zip(*(to_bytes(row) for row in codec.basis), strict=True)
     tables = {
         "mean": codec.mean.half(), "basis": torch.stack(rows), "basis_steps": torch.stack(steps),

@@ -23,6 +23,7 @@ from diffusion.training import TrainConfig, half_precision, train
 from diffusion.view_bank import FAR, NEAR, ViewBank, cameras_at
 from diffusion.view_space import PixelSpace, ViewSpace
 from splat.cameras import Cameras
+from splat.errors import InputError
 from splat.metrics import ssim
 from splat.progress import Progress
 from splat.render import RenderOptions, render
@@ -52,7 +53,7 @@ class MultiviewTrainConfig:
     seen_weight: float = 1.0  # of the views that are denoised, against 1 of the extra ones
     bottleneck: Literal["splats", "none"] = "splats"  # none is the control without Gaussians: every view by itself
     loop: TrainConfig = field(
-        default_factory=lambda: TrainConfig(steps=6000, lr=6e-4, average=0.998, bf16=True, weight_decay=0.02)
+        default_factory=lambda: TrainConfig(steps=3200, lr=6e-4, warmup=100, average=0.995, bf16=True, weight_decay=0.02)
     )
 
 
@@ -68,7 +69,7 @@ class ViewBatch:
 
 def draw_batch(bank: ViewBank, rows: Tensor, config: MultiviewTrainConfig, generator: torch.Generator) -> ViewBatch:
     """Random inputs, further views and augmentations of the examples `rows` [B] of a bank."""
-    c, ring, quarter = config, bank.config.ring, bank.config.ring // 4
+    c, ring = config, bank.config.ring
     rand = lambda: float(torch.rand((), generator=generator))  # noqa: E731
     integer = lambda n: int(torch.randint(n, (), generator=generator))  # noqa: E731
     pictures, depths, cameras, known = [], [], [], []
@@ -78,8 +79,8 @@ def draw_batch(bank: ViewBank, rows: Tensor, config: MultiviewTrainConfig, gener
         if rand() < c.anywhere:
             others = [(first + int(k)) % ring for k in 1 + torch.randperm(ring - 1, generator=generator)[: c.views - 1]]
             others = [k + ring * (rand() < 0.5) for k in others]
-        unseen = torch.randperm(bank.config.extra + quarter, generator=generator)[: c.extra].tolist()  # some of the ring too
-        unseen = [2 * ring + u if u < bank.config.extra else (first + u) % ring for u in unseen]
+        free = [*range(2 * ring, 2 * ring + bank.config.extra), *sorted(set(range(ring)) - {first, *others})]
+        unseen = [free[int(k)] for k in torch.randperm(len(free), generator=generator)[: c.extra]]
         chosen = [first + ring * (rand() < 0.6), *others, *unseen]
         views = torch.from_numpy(bank.views[row, chosen]).float()
         azimuth, elevation = torch.from_numpy(bank.angles[row, chosen]).unbind(-1)
@@ -200,6 +201,8 @@ def train_multiview(
     bank: ViewBank, config: MultiviewTrainConfig, folder: Path, sheet=None, device: str = "cpu", space: ViewSpace | None = None
 ) -> Generator[Progress, None, MultiviewDenoiser]:
     """Train on the bank's training examples; `folder` as in `training.train`. Returns the averaged network."""
+    if bank.config.extra < config.extra:
+        raise InputError(f"The bank has {bank.config.extra} extra views of an object and training compares {config.extra}.")
     space = PixelSpace() if space is None else space
     rows = bank.examples("train")
     loss = MultiviewLoss(bank, space, balanced_weights(bank, rows, 0.5), torch.from_numpy(rows), config)

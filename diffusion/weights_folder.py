@@ -33,6 +33,21 @@ def shipped(name: str, what: str) -> Path:
     raise InputError(f"The weights of {what} are not installed; install splatsmith again, or give a folder with --weights.")
 
 
+def claim(folder: Path, format: str) -> None:
+    """Make `folder` ready for weights of this format, not whole until `write_about`.
+
+    Raises InputError when it holds weights of another: a folder is for one kind.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        found = json.loads((folder / ABOUT).read_text(encoding="utf-8")).get("format")
+    except (OSError, ValueError, AttributeError):
+        found = format
+    if found != format:
+        raise InputError(f"{folder} holds weights of another kind ({found!r}, not {format!r}); train in another work folder.")
+    (folder / ABOUT).unlink(missing_ok=True)
+
+
 def write_about(folder: Path, format: str, facts: dict[str, Any]) -> None:
     """weights.json for what lies in `folder`; `facts` is anything that JSON holds."""
     paths = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix in (".safetensors", ".json"))
