@@ -68,7 +68,7 @@ def _mode(samples: np.ndarray) -> np.ndarray:
 
 
 def _different(distance: np.ndarray, threshold: float) -> np.ndarray:
-    """[H, W] what is not background. JPEG leaves ripples round a subject, which are thin and faint; its own faint parts are not.
+    """[H, W] what is not background. JPEG leaves ripples round a subject, thin and faint; its own faint parts are not thin.
 
     So what differs but a little counts beside what differs much, and where it is wide.
     """
