@@ -176,8 +176,8 @@ def test_the_divergence_of_normal_latents_is_the_formula():
 
 
 SMALL = AutoencoderTrainConfig(
-    channels=6, patch=2, widths=(16, 32), blocks=(0, 1), batch=8, noise=0.05,
-    loop=TrainConfig(steps=240, lr=1e-2, warmup=20, average=0.95),
+    channels=6, patch=2, widths=(16, 32), blocks=(0, 1), batch=8, noise=0.05, recoloured=0.0,
+    loop=TrainConfig(steps=320, lr=1e-2, warmup=20, average=0.95),
 )  # fmt: skip
 
 
@@ -206,14 +206,14 @@ def test_training_reconstructs_objects_that_were_not_seen_and_writes_the_latents
             events.append(next(run))
     except StopIteration as stop:
         network = stop.value
-    assert (tmp_path / "run" / "sheet-000240.png").is_file()
-    assert events[-1].stage == "sheet" and events[-1].values["psnr"] > 16.5
+    assert (tmp_path / "run" / "sheet-000320.png").is_file()
+    assert events[-1].stage == "sheet" and events[-1].values["psnr"] > 15.5
     network.save_pretrained(tmp_path / "network")
     ours = load_autoencoder(tmp_path / "network")
     assert (ours.channels, ours.factor, ours.colours) == (6, 4, 4)
     x = torch.from_numpy(bank.views[bank.examples("train"), 1, ..., :4]).permute(0, 3, 1, 2).float() / 255
     found = measure(ours, x)
-    assert found["psnr"] > 16.5 and abs(found["mean"]) < 0.15 and found["deviation"] == pytest.approx(1, abs=0.15)
+    assert found["psnr"] > 15.5 and abs(found["mean"]) < 0.15 and found["deviation"] == pytest.approx(1, abs=0.15)
 
 
 def test_a_bank_without_validation_objects_has_no_sheet():
