@@ -120,7 +120,7 @@ class TestSplatTransform:
 @pytest.mark.node
 @pytest.mark.parametrize("suffix", [".glb", ".gltf"])
 @pytest.mark.parametrize("degree", [0, 3])
-def test_the_validator_of_khronos_has_no_complaint(tmp_path, suffix, degree):
+def test_the_validator_of_khronos_finds_nothing_but_the_unknown_extension(tmp_path, suffix, degree):
     if not (TOOLS / "gltf-validator").exists():
         pytest.skip("no gltf-validator; run: make test-node")
     path = tmp_path / f"s{suffix}"
@@ -131,5 +131,8 @@ def test_the_validator_of_khronos_has_no_complaint(tmp_path, suffix, degree):
     )
     done = subprocess.run(["node", "-e", script, TOOLS / "gltf-validator", path], capture_output=True, text=True, timeout=60)
     report = json.loads(done.stdout)
-    assert report["issues"]["numErrors"] == report["issues"]["numWarnings"] == 0, report["issues"]["messages"]
+    # It does not know the extension yet, whose attribute names carry a colon.
+    unknown = ("UNSUPPORTED_EXTENSION", "MESH_PRIMITIVE_INVALID_ATTRIBUTE")
+    others = [m for m in report["issues"]["messages"] if m["code"] not in unknown or "POSITION" in m["pointer"]]
+    assert not others and not report["issues"]["truncated"], others
     assert report["info"]["extensionsUsed"] == ["KHR_gaussian_splatting"] and report["info"]["totalVertexCount"] == 300
