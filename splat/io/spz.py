@@ -41,7 +41,9 @@ HAS_EXTENSIONS = 2  # in the flags
 MAX_FRACTIONAL_BITS = 16  # steps of 1.5e-5, below what a picture of a scene of unit size shows
 COLOUR_SCALE = 0.15  # of the first SH band; wider than C0, for colours that the other bands bring back into range
 LOG_SCALE_ZERO, LOG_SCALE_STEPS = -10, 16  # byte = (log_scale + 10) * 16
-SH_BITS = (5, 4)  # of the first band, and of the others: what every writer of SPZ uses, since fewer bits compress better
+# Bits kept of the first SH band, and of the others; readers need not know. Fewer compress better: with Niantic's (5, 4) the
+# bundled example takes 18.7 bytes a Gaussian and pictures of it agree to 40 dB, with these 21.5 bytes and 45 dB.
+SH_BITS = (6, 5)
 REST_TERMS = (0, 3, 8, 15, 24)  # by SH degree
 MAX_RATIO, RATIO_GRACE = 100, 1 << 24  # real scenes shrink 2 to 10 times; more from one file is a bomb, unless it is small
 MAX_EXTENSIONS = 1 << 16  # bytes
