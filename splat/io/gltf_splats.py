@@ -181,9 +181,7 @@ def _attributes(file: GltfFile, primitive: dict) -> dict:
     if not isinstance(attributes, dict) or not isinstance(facts, dict):
         raise InputError(f"{file.name} has splats without attributes; export it again.")
     if facts.get("extensions"):
-        raise InputError(
-            f"{file.name} holds compressed splats ({facts['extensions']!s:.80}); export it without compression."
-        )
+        raise InputError(f"{file.name} holds compressed splats ({facts['extensions']!s:.80}); export it without compression.")
     kernel, space = str(facts.get("kernel", KERNEL)), str(facts.get("colorSpace", COLOUR_SPACE))
     if kernel != KERNEL or space.lower() != COLOUR_SPACE:  # drafts wrote it in capitals
         raise InputError(
