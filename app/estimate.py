@@ -32,6 +32,7 @@ SECONDS_OBJECT = 1.5  # importing and writing
 SECONDS_PER_MESH_VIEW_MEGAPIXEL = 0.8
 SECONDS_PER_OBJECT_FRAME_MEGAPIXEL = 0.12  # turntable: an object on white costs less than a scene
 
+SECONDS_CLOSED_MESH = 4.0  # of 144 voxels a side
 SECONDS_IMAGE_MODEL = 4.0  # importing and reading the network, once
 SECONDS_PER_IMAGE_STEP = 0.12  # a call of the network
 FINAL_SHARE = 0.3  # of the most Gaussians that the fit of an object may have: what it usually has
@@ -88,7 +89,9 @@ def estimate_text(
     speed = 1 + PARALLEL * (threads - 1)
     slow = REFERENCE_SLOWDOWN if renderer == "reference" else 1.0
     network = candidates * (SECONDS_PER_CANDIDATE + SECONDS_PER_CANDIDATE_STEP * steps) / (GPU_SPEEDUP if on_gpu else speed)
-    seconds = SECONDS_TEXT_MODEL + objects * (network + SECONDS_OBJECT + slow * _object_pictures(preset) / speed)
+    seconds = SECONDS_TEXT_MODEL + objects * (
+        network + SECONDS_OBJECT + slow * (_object_mesh(preset) + _turntable(preset)) / speed
+    )
     memory = BYTES_BASE + BYTES_MESHING + BYTES_TEXT_MODEL + candidates * BYTES_PER_CANDIDATE
     return Estimate(seconds, memory, objects * 12e6)
 
@@ -103,16 +106,21 @@ def estimate_image(objects: int, preset: ImagePreset, *, renderer: str, threads:
         + SECONDS_PER_STEP_MEGAPIXEL * preset.refine_side**2 / 1e6
         + SECONDS_PER_STEP_100K * FINAL_SHARE * preset.max_gaussians / 100_000
     )
-    drawing = slow * (preset.refine_steps * step + _object_pictures(preset)) / speed
-    seconds = SECONDS_IMAGE_MODEL + objects * (network + SECONDS_CUT_OUT + SECONDS_OBJECT + drawing)
+    drawing = slow * (preset.refine_steps * step + _turntable(preset)) / speed
+    mesh = SECONDS_CLOSED_MESH * (preset.mesh_resolution / 144) ** 3
+    seconds = SECONDS_IMAGE_MODEL + objects * (network + SECONDS_CUT_OUT + SECONDS_OBJECT + mesh + drawing)
     memory = BYTES_BASE + BYTES_MESHING + BYTES_IMAGE_MODEL + preset.max_gaussians * 14 * 4 * 4 * 2
     return Estimate(seconds, memory, objects * 15e6)
 
 
-def _object_pictures(preset: ObjectPreset) -> float:
-    """CPU-seconds of the mesh and the turntable of one object."""
-    mesh = preset.mesh_views * preset.mesh_side**2 / 1e6 * SECONDS_PER_MESH_VIEW_MEGAPIXEL
-    return mesh + preset.turntable_frames * preset.turntable_side**2 / 1e6 * SECONDS_PER_OBJECT_FRAME_MEGAPIXEL
+def _object_mesh(preset: TextPreset) -> float:
+    """CPU-seconds of the mesh of one object, from depth."""
+    return preset.mesh_views * preset.mesh_side**2 / 1e6 * SECONDS_PER_MESH_VIEW_MEGAPIXEL
+
+
+def _turntable(preset: ObjectPreset) -> float:
+    """CPU-seconds of the turntable of one object."""
+    return preset.turntable_frames * preset.turntable_side**2 / 1e6 * SECONDS_PER_OBJECT_FRAME_MEGAPIXEL
 
 
 def clock(seconds: float) -> str:

@@ -186,11 +186,13 @@ def plan_images(options: Image) -> ImagePlan:
 def load_generator(folder: Path | None, device: str) -> ImageGenerator:
     """The shipped network, or the one in `folder`: another of ours, or LGM's (docs/public-checkpoints.md)."""
     from diffusion.image_to_3d import ImageTo3D
-    from diffusion.lgm_checkpoint import holds_lgm
+    from diffusion.lgm_checkpoint import PICKLES, find_lgm, holds_lgm
     from diffusion.lgm_to_3d import LgmTo3D
 
     if folder is not None and holds_lgm(folder):
         return LgmTo3D.load(folder, device)
+    if folder is not None and folder.is_dir() and any(file.suffix in PICKLES for file in folder.iterdir()):
+        find_lgm(folder)  # raises, with what to do about pickles
     return ImageTo3D.load(folder, device)
 
 
@@ -292,6 +294,8 @@ def _object_work(
                 "pictures": [picture.facts for picture in pictures],
                 "steps": plan.sample.steps,
                 "guidance": plan.sample.guidance,
+                "temperature": plan.sample.temperature,
+                "plan": plan.sample.plan,
                 "refined": None
                 if refined is None
                 else {
@@ -332,9 +336,7 @@ def _generated(plan: ImagePlan, generator: ImageGenerator, pictures: tuple[Pictu
     made = yield from generator.generate(subjects, plan.options.seed, plan.sample)
     splats = made.splats.detach().to("cpu")
     if not bool((splats.opacities > VISIBLE).any()):
-        raise StoppedLate(
-            f"Nothing that can be seen came out for {pictures[0].name}; give another --seed or another picture."
-        )
+        raise StoppedLate(f"Nothing that can be seen came out for {pictures[0].name}; give another --seed or another picture.")
     return splats
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from app.jobs import meshed
-from app.presets import ObjectPreset
+from app.presets import ObjectPreset, TextPreset
 from app.report import Licence
 from splat.progress import Progress
 
@@ -51,7 +51,7 @@ def around(count: int, side: int, azimuth_deg: float = 0.0) -> Cameras:
     return Cameras.orbit(count, DISTANCE, ELEVATION_DEG, FOV_DEG, side, side, azimuth_deg=azimuth_deg)
 
 
-def mesh_plan(preset: ObjectPreset) -> tuple[Cameras, MeshConfig]:
+def mesh_plan(preset: TextPreset) -> tuple[Cameras, MeshConfig]:
     """Cameras all round an object and how their depth becomes its mesh."""
     from diffusion.data.object_views import DISTANCE
     from diffusion.fit_volume import fitting_cameras
@@ -84,7 +84,7 @@ def closed_mesh_plan(preset: ObjectPreset) -> DensityMeshConfig:
     return DensityMeshConfig(resolution=preset.mesh_resolution, max_faces=preset.mesh_faces)
 
 
-def object_mesh(splats: Splats, preset: ObjectPreset) -> Generator[Progress, None, tuple[Mesh | None, tuple[str, ...]]]:
+def object_mesh(splats: Splats, preset: TextPreset) -> Generator[Progress, None, tuple[Mesh | None, tuple[str, ...]]]:
     """The mesh of an object, or None and the sentence why there is none."""
     from splat.extract_mesh import extract_mesh
 

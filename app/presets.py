@@ -63,8 +63,6 @@ PRESETS: dict[PresetName, Preset] = {
 class ObjectPreset:
     """One trade between time and quality for the mesh and the pictures of an object."""
 
-    mesh_views: int  # pictures from all round whose depth becomes the mesh
-    mesh_side: int  # px of those pictures, square
     mesh_resolution: int  # voxels along the longest side
     mesh_faces: int  # the mesh is simplified to about this many triangles
     turntable_side: int  # px, square
@@ -76,6 +74,8 @@ class TextPreset(ObjectPreset):
     """One trade between time and quality for the text job, for each object."""
 
     candidates: int  # tries, of which the best is kept
+    mesh_views: int  # pictures from all round whose depth becomes the mesh
+    mesh_side: int  # px of those pictures, square
     steps: int  # network calls of the diffusion
 
 
@@ -129,8 +129,6 @@ IMAGE_PRESETS: dict[PresetName, ImagePreset] = {
         refine_steps=80,
         refine_side=192,
         max_gaussians=20_000,
-        mesh_views=24,
-        mesh_side=192,
         mesh_resolution=112,
         mesh_faces=20_000,
         turntable_side=320,
@@ -141,8 +139,6 @@ IMAGE_PRESETS: dict[PresetName, ImagePreset] = {
         refine_steps=200,
         refine_side=320,
         max_gaussians=30_000,
-        mesh_views=28,
-        mesh_side=288,
         mesh_resolution=144,
         mesh_faces=60_000,
         turntable_side=512,
@@ -153,8 +149,6 @@ IMAGE_PRESETS: dict[PresetName, ImagePreset] = {
         refine_steps=600,
         refine_side=512,
         max_gaussians=60_000,
-        mesh_views=48,
-        mesh_side=448,
         mesh_resolution=224,
         mesh_faces=150_000,
         turntable_side=1024,

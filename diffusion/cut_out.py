@@ -52,8 +52,8 @@ def cut_out(image: Tensor, alpha: Tensor | None, mask: Tensor | None = None, mod
     has left one on this machine. Raises `InputError` where there is no subject: transparent, one even colour, an empty mask.
     The same on every run.
     """
-    if mask is not None:
-        return _judged(image, mask, "mask")
+    if mask is not None:  # what lies under transparent pixels means nothing, also where the mask wants them
+        return _judged(image if alpha is None else image * alpha[..., None] + 1 - alpha[..., None], mask, "mask")
     if alpha is not None:
         if int((alpha > SHOWN).sum()) < LEAST_PIXELS:
             raise InputError("it is transparent all over, so there is nothing to see; give a picture that shows its subject.")
