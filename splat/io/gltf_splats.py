@@ -43,8 +43,8 @@ def save_gltf_splats(splats: Splats, path: Path) -> None:
     """Write `splats` as `.glb`, or as `.gltf` where the name ends so. Same splats, same bytes; lossless but for the rounding
     of exp and sigmoid in float32.
 
-    The file appears whole or not at all. Raises `InputError` for an empty scene, `StoppedLate` for NaN or infinite values
-    and for a full disk.
+    The file appears whole or not at all. Raises `InputError` for an empty scene and for a `.glb` beyond 4 GiB, `StoppedLate`
+    for NaN or infinite values and for a full disk.
     """
     path = Path(path)
     splats = writable(splats, path)
@@ -112,8 +112,11 @@ def _sh_names(degree: int) -> list[str]:
 def _binary(tree: dict, data: bytes) -> bytes:
     text = json.dumps(tree, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 4)
+    length = 12 + 8 + len(text) + 8 + len(data)
+    if length >= 2**32:
+        raise InputError(f"A .glb ends at 4 GiB, and this scene takes {length / 2**30:.1f}; choose .gltf or .spz.")
     chunks = [struct.pack("<I4s", len(text), b"JSON"), text, struct.pack("<I4s", len(data), b"BIN\0"), data]
-    return b"".join([struct.pack("<4sII", b"glTF", 2, 12 + sum(map(len, chunks))), *chunks])
+    return b"".join([struct.pack("<4sII", b"glTF", 2, length), *chunks])
 
 
 def _text(tree: dict, data: bytes) -> bytes:
