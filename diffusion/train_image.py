@@ -5,7 +5,8 @@
     denoiser/     3 denoiser: the multiview splat denoiser
     weights/      4 pack: the networks in half precision, as `ImageTo3D.load` reads them
 
-Step 1 wants processor cores and needs the objects; steps 2 and 3 train on any device and need the work folder alone.
+Step 1 needs the objects, and draws them on processor cores or on a GPU; steps 2 and 3 train on any device and need the work
+folder alone.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def train_image(step: str, work: Path, objects: Path | None, config: ImageTrainC
         rows = rows_of(every, lambda facts: config.presumed_licences or facts.licence_is_confirmed)
         if not rows:
             raise InputError(f"None of the {len(every)} objects in {objects} has a confirmed licence; allow presumed ones.")
-        yield from build_view_bank(every.chosen(rows), work / "views", config.views, config.workers)
+        yield from build_view_bank(every.chosen(rows), work / "views", config.views, config.workers, config.device)
         return work / "views"
     bank = open_view_bank(work / "views")
     if step == "autoencoder":

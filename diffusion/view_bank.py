@@ -33,6 +33,7 @@ from splat.progress import Progress
 
 FORMAT = "splatsmith view bank 1"
 COLUMNS = ("key", "noun", "name", "split", "licence", "author", "source")
+FILES = ("views", "angles", "done")
 NEAR, FAR = DISTANCE - 0.9, DISTANCE + 0.9  # depths that 1..255 stand for: half the diagonal of a cube of side 1 is 0.87
 
 
@@ -81,9 +82,12 @@ class ViewBank:
 
 
 def build_view_bank(
-    objects: ObjectSet, folder: Path, config: ViewBankConfig, workers: int = 1
+    objects: ObjectSet, folder: Path, config: ViewBankConfig, workers: int = 1, device: str = "cpu"
 ) -> Generator[Progress, None, ViewBank]:
-    """Draw a bank of `objects` into `folder`; a run that was cut goes on with what is missing. Returns the bank."""
+    """Draw a bank of `objects` into `folder`; a run that was cut goes on with what is missing. Returns the bank.
+
+    `workers` processes draw on the CPU; another `device` draws one object after the other.
+    """
     examples = [
         (row, shape)
         for row, facts in enumerate(objects.facts)
@@ -98,12 +102,11 @@ def build_view_bank(
     }  # fmt: skip
     views, angles, done = _open_for_writing(folder, about, config)
     todo = [i for i in range(len(examples)) if not done[i]]
-    jobs = ((i, objects.facts[examples[i][0]], objects[examples[i][0]], examples[i][1], config) for i in todo)
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for count, (i, pictures, directions) in enumerate(_in_order(pool, jobs, workers), start=1):
-            views[i], angles[i] = pictures, directions
-            done[i] = True
-            yield Progress("views", len(examples) - len(todo) + count, len(examples), objects.facts[examples[i][0]].key)
+    jobs = ((i, objects.facts[examples[i][0]], objects[examples[i][0]], examples[i][1], config, device) for i in todo)
+    for count, (i, pictures, directions) in enumerate(_results(jobs, workers, device), start=1):
+        views[i], angles[i] = pictures, directions
+        done[i] = True
+        yield Progress("views", len(examples) - len(todo) + count, len(examples), objects.facts[examples[i][0]].key)
     for array in (views, angles, done):
         array.flush()
     return open_view_bank(folder)
@@ -150,9 +153,6 @@ def directions_of(name: str, config: ViewBankConfig) -> np.ndarray:
     return np.array([*ring, *tilted, *extra], dtype=np.float32)
 
 
-FILES = ("views", "angles", "done")
-
-
 def _shape(count: int, config: ViewBankConfig) -> tuple[int, ...]:
     return (count, 2 * config.ring + config.extra, config.size, config.size, 5)
 
@@ -172,18 +172,24 @@ def _open_for_writing(folder: Path, about: dict, config: ViewBankConfig) -> list
     return arrays
 
 
-def _in_order(pool: ProcessPoolExecutor, jobs, workers: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Results in the order of `jobs`, with few jobs waiting: each carries a mesh."""
+def _results(jobs, workers: int, device: str) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """In the order of `jobs`, with few jobs waiting: each carries a mesh."""
+    if device != "cpu":
+        yield from (_drawn(*job) for job in jobs)
+        return
     waiting = []
-    for job in jobs:
-        waiting.append(pool.submit(_drawn, *job))
-        if len(waiting) > 2 * workers:
-            yield waiting.pop(0).result()
-    for future in waiting:
-        yield future.result()
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for job in jobs:
+            waiting.append(pool.submit(_drawn, *job))
+            if len(waiting) > 2 * workers:
+                yield waiting.pop(0).result()
+        for future in waiting:
+            yield future.result()
 
 
-def _drawn(i: int, facts: ObjectFacts, mesh: Mesh, shape: int, config: ViewBankConfig) -> tuple[int, np.ndarray, np.ndarray]:
+def _drawn(
+    i: int, facts: ObjectFacts, mesh: Mesh, shape: int, config: ViewBankConfig, device: str
+) -> tuple[int, np.ndarray, np.ndarray]:
     from splat.raycast import raycast
 
     name = f"{facts.key}/{shape}"
@@ -191,7 +197,7 @@ def _drawn(i: int, facts: ObjectFacts, mesh: Mesh, shape: int, config: ViewBankC
         mesh = scaled(mesh, [random.Random(f"{config.seed}/{name}/{axis}").uniform(*config.stretch_range) for axis in "xyz"])
     directions = directions_of(name, config)
     cameras = cameras_at(*torch.from_numpy(directions).unbind(-1), config.size)
-    views, depth = raycast(mesh, cameras, background=(0.0, 0.0, 0.0), threads=1)  # on black: premultiplied
+    views, depth = raycast(mesh, cameras, background=(0.0, 0.0, 0.0), threads=1, device=device)  # on black: premultiplied
     steps = (1 + 254 * (depth - NEAR) / (FAR - NEAR)).round().clamp(1, 255) * (depth > 0)
     colour = (torch.cat([views.images, views.masks[..., None]], dim=-1).clamp(0, 1) * 255).round()
     return i, torch.cat([colour, steps[..., None]], dim=-1).to(torch.uint8).numpy(), directions

@@ -25,29 +25,29 @@ def raycast(
     background: Tensor | Sequence[float] = WHITE,
     names: Sequence[str] | None = None,
     threads: int = 0,
+    device: torch.device | str = "cpu",
 ) -> tuple[Views, Tensor]:
     """Draw `mesh` unlit through every camera: texture where it has one, else vertex colours, else grey; both sides.
 
     Returns views (images [C, H, W, 3] sRGB over `background` [3], masks [C, H, W] the covered fraction of each pixel,
     the cameras) and depth [C, H, W]: z in the camera frame at the pixel's centre, world units, 0 where nothing is hit.
-    Colours are the mean of supersample^2 samples a pixel, depth is one ray. Not differentiable; runs on the CPU.
-    `threads` 0 lets the ray caster choose.
+    Colours are the mean of supersample^2 samples a pixel, depth is one ray. Not differentiable. Rays are cast on `device`, by
+    open3d on the CPU, where `threads` 0 lets it choose, and by `raycast_torch` elsewhere; the result is on the CPU.
     """
     assert supersample >= 1, supersample
     names = tuple(f"view_{i:03d}" for i in range(len(cameras))) if names is None else tuple(names)
     cameras = cameras.to("cpu")
     behind = np.asarray(background, dtype=np.float32)
-    scene = _scene(mesh, threads)
+    cast = _caster(mesh, threads, device)
     shade = _colours_at(mesh)
     images, masks, depths = [], [], []
     for i in range(len(cameras)):
         view = cameras[i]
-        _, depth = _cast(scene, pixel_rays(view), threads)
-        fine = view.resized(view.width * supersample, view.height * supersample)
-        hits, fine_depth = _cast(scene, pixel_rays(fine), threads)
+        depth, _, _ = cast(view)
+        fine_depth, face, weights = cast(view.resized(view.width * supersample, view.height * supersample))
         covered = fine_depth > 0  # [sH, sW]
         rgb = np.broadcast_to(behind, (*covered.shape, 3)).copy()
-        rgb[covered] = shade(hits["primitive_ids"].numpy()[covered], hits["primitive_uvs"].numpy()[covered])
+        rgb[covered] = shade(face[covered], weights[covered])
         images.append(_box_average(rgb, supersample))
         masks.append(_box_average(covered[..., None].astype(np.float32), supersample)[..., 0])
         depths.append(depth)
@@ -80,11 +80,21 @@ def _scene(mesh: Mesh, threads: int):
     return scene
 
 
-def _cast(scene, rays: np.ndarray, threads: int):
-    """Hits of open3d, and depth [H, W] with 0 where there is none."""
-    hits = scene.cast_rays(open3d().core.Tensor(rays), nthreads=threads)
-    depth = hits["t_hit"].numpy()
-    return hits, np.where(np.isfinite(depth), depth, 0).astype(np.float32)
+def _caster(mesh: Mesh, threads: int, device: torch.device | str):
+    """A function of one camera -> depth [H, W] with 0 where nothing is hit, triangles [H, W], barycentric weights [H, W, 2]."""
+    if torch.device(device).type != "cpu":
+        from splat.raycast_torch import cast
+
+        return lambda camera: tuple(x.numpy() for x in cast(mesh, camera, device))
+    scene = _scene(mesh, threads)
+
+    def cast_on_cpu(camera: Cameras) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        hits = scene.cast_rays(open3d().core.Tensor(pixel_rays(camera)), nthreads=threads)
+        depth = hits["t_hit"].numpy()
+        depth = np.where(np.isfinite(depth), depth, 0).astype(np.float32)
+        return depth, hits["primitive_ids"].numpy(), hits["primitive_uvs"].numpy()
+
+    return cast_on_cpu
 
 
 def _colours_at(mesh: Mesh):

@@ -93,17 +93,19 @@ def cameras_of(key: str, config: ViewConfig) -> Cameras:
     return Cameras.cat(parts)
 
 
-def object_views(mesh: Mesh, cameras: Cameras, supersample: int = 2, threads: int = 1) -> ObjectViews:
-    """Draw `mesh` unlit on white through `cameras`. The same bytes on every run."""
+def object_views(
+    mesh: Mesh, cameras: Cameras, supersample: int = 2, threads: int = 1, device: torch.device | str = "cpu"
+) -> ObjectViews:
+    """Draw `mesh` unlit on white through `cameras`, casting rays on `device`. The same bytes on every run."""
     from splat.raycast import raycast
 
-    views, depth = raycast(mesh, cameras, supersample=supersample, threads=threads)
+    views, depth = raycast(mesh, cameras, supersample=supersample, threads=threads, device=device)
     steps = (depth / DEPTH_STEP).round().clamp(0, 65535)
     return ObjectViews(_bytes(views.images), _bytes(views.masks), steps.to(torch.int32).numpy().astype(np.uint16), cameras)
 
 
 def render_objects(
-    objects: ObjectSet, folder: Path, config: ViewConfig, threads: int = 1
+    objects: ObjectSet, folder: Path, config: ViewConfig, threads: int = 1, device: torch.device | str = "cpu"
 ) -> Generator[Progress, None, tuple[Path, ...]]:
     """Views of every object into `folder`, one compressed .npz each; those already there for this config are kept.
 
@@ -113,7 +115,7 @@ def render_objects(
     files = tuple(folder / views_name(facts.key, config) for facts in objects.facts)
     for row, (facts, file) in enumerate(zip(objects.facts, files, strict=True)):
         if not file.is_file():
-            save_views(object_views(objects[row], cameras_of(facts.key, config), config.supersample, threads), file)
+            save_views(object_views(objects[row], cameras_of(facts.key, config), config.supersample, threads, device), file)
         yield Progress("views", row + 1, len(files), facts.name)
     return files
 
