@@ -134,7 +134,7 @@ def map_incrementally(folder: Path, problem: np.lib.npyio.NpzFile, weakest: int)
     Pairs with fewer than `weakest` verified matches are not used, nor those that the parent left out.
     """
     count = len(problem["camera_of_photo"])
-    database = own_database(folder, f"incremental-{weakest}")
+    database, output = own_database(folder, f"incremental-{weakest}"), own_output(folder, f"incremental-{weakest}")
     best = None
     for inliers, angle, seen in ((100, 16.0, 30), (50, 8.0, 15), (25, 3.0, 10)):
         options = pycolmap.IncrementalPipelineOptions(
@@ -154,7 +154,7 @@ def map_incrementally(folder: Path, problem: np.lib.npyio.NpzFile, weakest: int)
         options.mapper.abs_pose_refine_focal_length = options.ba_refine_focal_length
         options.mapper.abs_pose_refine_extra_params = options.ba_refine_extra_params
         options.triangulation.ignore_two_view_tracks = False  # few photos have few longer ones
-        best = better_of(best, largest(pycolmap.incremental_mapping(database, folder, folder, options)))
+        best = better_of(best, largest(pycolmap.incremental_mapping(database, folder, output, options)))
         if best is not None and best.num_reg_images() == count:
             break
     return as_arrays(best)
@@ -165,7 +165,8 @@ def map_globally(folder: Path, problem: np.lib.npyio.NpzFile, weakest: int) -> d
     options = pycolmap.GlobalPipelineOptions(min_num_matches=weakest, num_threads=1, random_seed=int(problem["seed"]))
     options.mapper.bundle_adjustment.refine_focal_length = bool(problem["refine_focal"])
     options.mapper.bundle_adjustment.refine_extra_params = bool(problem["refine_distortion"])
-    return as_arrays(largest(pycolmap.global_mapping(own_database(folder, "global"), folder, folder, options)))
+    database, output = own_database(folder, "global"), own_output(folder, "global")
+    return as_arrays(largest(pycolmap.global_mapping(database, folder, output, options)))
 
 
 def own_database(folder: Path, step: str) -> Path:
@@ -180,6 +181,13 @@ def own_database(folder: Path, step: str) -> Path:
             database.delete_two_view_geometry(int(i) + 1, int(j) + 1)
         database.close()
     return copy
+
+
+def own_output(folder: Path, step: str) -> Path:
+    """Where one step writes its models: two that make the folder of model 0 at the same moment end each other."""
+    output = folder / f"models-{step}"
+    output.mkdir(exist_ok=True)
+    return output
 
 
 def largest(models: dict[int, pycolmap.Reconstruction]) -> pycolmap.Reconstruction | None:

@@ -94,7 +94,8 @@ def test_100_items_with_5_corrupt_a_killed_worker_and_a_restart(tmp_path):
     killed = False
     for event in job:
         if event.stage == "batch" and event.step >= 20 and not killed:
-            os.kill(int(toys.lines("began")[-1][2]), signal.SIGKILL)
+            struck, _, worker = toys.lines("began")[-1]
+            os.kill(int(worker), signal.SIGKILL)
             killed = True
         if event.stage == "batch" and event.step >= 50:
             break
@@ -109,7 +110,9 @@ def test_100_items_with_5_corrupt_a_killed_worker_and_a_restart(tmp_path):
     assert batch.counts["done"] + batch.counts["skipped"] == 95 and batch.counts["failed"] == 5
     assert batch.counts["skipped"] == list(first.values()).count("done")
     assert sum(is_complete(item.out) for item in items) == 95
-    assert sorted(name for name, _ in toys.lines("made")) == [i.name for i in items if int(i.name[1:]) % 20 != 7], "each once"
+    made = [name for name, _ in toys.lines("made")]
+    missing = {i.name for i in items if int(i.name[1:]) % 20 != 7} - set(made)
+    assert len(made) == len(set(made)) and missing <= {struck}, "each once; the killed one may have published and not noted it"
     held = [r.memory_mb for r in batch.records if r.memory_mb]
     assert len(held) == batch.counts["done"] > 40
     assert max(held) - min(held) < 0.5 * HELD / 1e6, "what one item holds is given back before the next"

@@ -43,6 +43,8 @@ def test_exact_correspondences_give_exact_cameras(scene, tmp_path, caplog):  # n
             assert np.degrees(np.arccos(min(1.0, (np.trace(a @ b.T) - 1) / 2))) < 0.1, mapper
         assert abs(solution.camera[0, 0] / truth.camera[0, 0] - 1) < 0.005
     assert "status" not in caplog.text  # every step ended well
+    folders = sorted(path.name for path in tmp_path.glob("models-*"))
+    assert len(folders) == 3, f"mappers that share a folder for their models race to make model 0: {folders}"
 
 
 def test_a_step_that_dies_is_reported_and_leaves_no_file(tmp_path, caplog):
