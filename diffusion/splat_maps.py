@@ -33,9 +33,11 @@ def plucker_rays(cameras: Cameras, side: int) -> Tensor:
     In the world of the cameras and its units; the pixels are those of the pictures resized to `side`.
     """
     small = cameras.resized(side, side)
-    directions = F.normalize(_directions(small), dim=-1)  # [C, side, side, 3]
-    moments = torch.cross(small.centers[:, None, None, :].expand_as(directions), directions, dim=-1)
-    return torch.cat([directions, moments], dim=-1).permute(0, 3, 1, 2).contiguous()
+    pixels = small.pixel_centers.flatten(0, 1)[None]  # [1, side side, 2]
+    centers = small.centers[:, None]
+    directions = F.normalize(small.unproject(pixels, torch.ones_like(pixels[..., 0])) - centers, dim=-1)  # [C, side side, 3]
+    moments = torch.cross(centers.expand_as(directions), directions, dim=-1)
+    return torch.cat([directions, moments], dim=-1).transpose(1, 2).unflatten(2, (side, side)).contiguous()
 
 
 def hull_features(clean: Tensor, is_clean: Tensor, cameras: Cameras, side: int) -> Tensor:
@@ -47,10 +49,11 @@ def hull_features(clean: Tensor, is_clean: Tensor, cameras: Cameras, side: int) 
     """
     small = cameras.resized(side, side)
     depth = torch.linspace(DISTANCE - REACH, DISTANCE + REACH, HULL_SAMPLES, device=clean.device)
-    rays, rotation = _in_camera(small), small.cam_from_world[:, :3, :3]
-    points = torch.einsum("vhwi,vij,d->vdhwj", rays, rotation, depth) + small.centers[:, None, None, None, :]
+    pixels = small.pixel_centers.flatten(0, 1).repeat(HULL_SAMPLES, 1)[None]  # [1, D side side, 2]
+    points = small.unproject(pixels, depth.repeat_interleave(side * side)[None])  # [V, D side side, 3]
     colour, hull = seen_by(points.reshape(-1, 3), clean, is_clean, cameras)
-    colour, hull = colour.reshape(*points.shape), hull.reshape(points.shape[:-1])
+    shape = (len(small), HULL_SAMPLES, side, side)
+    colour, hull = colour.reshape(*shape, 3), hull.reshape(shape)
     mean = (colour * hull[..., None]).sum(1) / hull.sum(1).clamp(min=0.05)[..., None]
     return torch.cat([hull, mean.permute(0, 3, 1, 2)], dim=1)
 
@@ -65,17 +68,13 @@ def seen_by(points: Tensor, clean: Tensor, is_clean: Tensor, cameras: Cameras) -
     known = torch.nonzero(is_clean).squeeze(1)
     if not len(known):
         return torch.full_like(points, 0.5), torch.ones_like(points[:, 0])
-    rgba, poses, K = clean[known], cameras.cam_from_world[known], cameras.K[known]
+    rgba = clean[known]
     near = F.avg_pool2d(rgba, 3, 1, 1)
     straight = torch.where(
         rgba[:, 3:] > 0.5, rgba[:, :3] / rgba[:, 3:].clamp(min=0.5), near[:, :3] / near[:, 3:].clamp(min=1e-3)
     )
     pictures = torch.cat([straight, F.max_pool2d(rgba[:, 3:], 3, 1, 1)], dim=1)
-    in_cam = torch.einsum("kij,mj->kmi", poses[:, :3, :3], points) + poses[:, None, :3, 3]
-    at = (
-        in_cam[..., :2] / in_cam[..., 2:].clamp(min=1e-3) * torch.stack([K[:, 0, 0], K[:, 1, 1]], -1)[:, None]
-        + K[:, None, :2, 2]
-    )
+    at, _ = cameras[known].project(points)  # [K, M, 2]
     grid = 2 * at / torch.tensor([cameras.width, cameras.height], device=at.device) - 1
     seen = F.grid_sample(pictures, grid[:, None], align_corners=False)[:, :, 0]  # [K, 4, M]
     weight = seen[:, 3:].clamp(min=1e-3)
@@ -94,9 +93,8 @@ def to_splats(maps: Tensor, cameras: Cameras, clean: Tensor, is_clean: Tensor) -
     depth_map, shift, log_scales, quats, opacity, colour = maps.float().permute(0, 2, 3, 1).split([1, 2, 3, 4, 1, 3], dim=-1)
     depth = depth_of(depth_map[..., 0])[..., None]
     footprint = depth / small.K[:, 0, 0][:, None, None, None]  # world units of a pixel there
-    in_cam = _in_camera(small) * depth + F.pad(MAX_SHIFT * torch.tanh(shift) * footprint, (0, 1))
-    rotation = small.cam_from_world[:, :3, :3]
-    means = torch.einsum("vhwi,vij->vhwj", in_cam, rotation) + small.centers[:, None, None, :]
+    pixels = small.pixel_centers + MAX_SHIFT * torch.tanh(shift)  # [V, S, S, 2]
+    means = small.unproject(pixels.flatten(1, 2), depth.flatten(1))  # [V, S S, 3]
     known = is_clean[:, None, None].float()
     start = known * KNOWN_OPACITY * (2 * clean[:, 3] - 1) + (1 - known) * EMPTY_OPACITY
     painted, there = seen_by(means.reshape(-1, 3), clean, is_clean, cameras)
@@ -120,19 +118,3 @@ def to_pictures(maps: Tensor) -> Tensor:
 def depth_of(raw: Tensor) -> Tensor:
     """The depth map's numbers -> z in the camera frame, world units."""
     return DISTANCE + REACH * torch.tanh(raw)
-
-
-def _in_camera(cameras: Cameras) -> Tensor:
-    """[C, H, W, 3] points of z = 1 on the rays through the pixels' centres, in the camera frame."""
-    K, device = cameras.K, cameras.K.device
-    x = torch.arange(cameras.width, device=device) + 0.5
-    y = torch.arange(cameras.height, device=device) + 0.5
-    u = (x[None, None, :] - K[:, 0, 2, None, None]) / K[:, 0, 0, None, None]
-    v = (y[None, :, None] - K[:, 1, 2, None, None]) / K[:, 1, 1, None, None]
-    u, v = torch.broadcast_tensors(u, v)
-    return torch.stack([u, v, torch.ones_like(u)], dim=-1)
-
-
-def _directions(cameras: Cameras) -> Tensor:
-    """[C, H, W, 3] the same in the world's axes."""
-    return torch.einsum("vhwi,vij->vhwj", _in_camera(cameras), cameras.cam_from_world[:, :3, :3])

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from diffusion.attribution import attribution
-from diffusion.data.object_set import open_objects, rows_of
+from diffusion.data.object_set import licensed
 from diffusion.image_config import ImageSampleConfig
 from diffusion.image_to_3d import save_image_weights
 from diffusion.models.autoencoder import Autoencoder, load_autoencoder
@@ -63,11 +63,8 @@ def train_image(step: str, work: Path, objects: Path | None, config: ImageTrainC
     if step == "views":
         if objects is None:
             raise InputError("The step 'views' draws the objects; give their folder.")
-        every = open_objects(objects)
-        rows = rows_of(every, lambda facts: config.presumed_licences or facts.licence_is_confirmed)
-        if not rows:
-            raise InputError(f"None of the {len(every)} objects in {objects} has a confirmed licence; allow presumed ones.")
-        yield from build_view_bank(every.chosen(rows), work / "views", config.views, config.workers, config.device)
+        chosen = licensed(objects, config.presumed_licences)
+        yield from build_view_bank(chosen, work / "views", config.views, config.workers, config.device)
         return work / "views"
     bank = open_view_bank(work / "views")
     if step == "autoencoder":

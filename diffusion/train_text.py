@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from diffusion.attribution import attribution
-from diffusion.data.object_set import open_objects, rows_of
+from diffusion.data.object_set import licensed
 from diffusion.field_bank import BankConfig, FieldBank, build_bank, open_bank
 from diffusion.field_codec import FieldCodec
 from diffusion.fit_volume import VolumeFitConfig
@@ -85,14 +85,10 @@ def train_text(step: str, work: Path, objects: Path | None, config: TextTrainCon
     if step in ("volumes", "bank"):
         if objects is None:
             raise InputError(f"The step {step!r} reads the objects; give their folder.")
-        every = open_objects(objects)
-        rows = rows_of(every, lambda facts: config.presumed_licences or facts.licence_is_confirmed)
-        if not rows:
-            raise InputError(f"None of the {len(every)} objects in {objects} has a confirmed licence; allow presumed ones.")
-        chosen = every.chosen(rows)
+        chosen = licensed(objects, config.presumed_licences)
         if step == "volumes":
             named = ((facts.key, chosen[row]) for row, facts in enumerate(chosen.facts))
-            yield from fit_volumes(named, work / "volumes", config.volumes, config.workers, len(rows))
+            yield from fit_volumes(named, work / "volumes", config.volumes, config.workers, len(chosen))
             return work / "volumes"
         yield from build_bank(
             chosen, _made(work, "volumes"), work / "bank", load_text_encoder(config.text), config.bank, config.workers

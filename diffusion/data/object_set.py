@@ -63,3 +63,15 @@ def open_objects(folder: str | Path) -> ObjectSet:
 def rows_of(objects: ObjectSet, keep: Callable[[ObjectFacts], bool]) -> list[int]:
     """Rows whose facts pass `keep`, in order: `objects.chosen(rows_of(objects, lambda f: f.split == "train"))`."""
     return [row for row, facts in enumerate(objects.facts) if keep(facts)]
+
+
+def licensed(folder: Path, presumed: bool) -> ObjectSet:
+    """The objects of `folder` whose licence is confirmed, all of them where `presumed` ones will do.
+
+    Raises InputError where none is left.
+    """
+    every = open_objects(folder)
+    rows = rows_of(every, lambda facts: presumed or facts.licence_is_confirmed)
+    if not rows:
+        raise InputError(f"None of the {len(every)} objects in {folder} has a confirmed licence; allow presumed ones.")
+    return every.chosen(rows)
