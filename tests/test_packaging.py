@@ -23,7 +23,7 @@ def pins() -> dict[str, str]:
 
 
 def test_every_dependency_is_pinned_to_a_version_it_allows():
-    extras = [r for name in ("test", "dev", "cuda", "cluster") for r in PROJECT["optional-dependencies"][name]]
+    extras = [r for name in ("test", "dev", "cuda", "cluster", "usd") for r in PROJECT["optional-dependencies"][name]]
     for requirement in map(Requirement, [*PROJECT["dependencies"], *extras]):
         assert requirement.specifier.contains(pins()[canonicalize_name(requirement.name)]), requirement
 
