@@ -43,7 +43,7 @@ class VolumeUNet(ModelMixin, ConfigMixin):
         self.time = nn.Sequential(nn.Linear(2 * FREQUENCIES, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.text = nn.Linear(text_dim, embedding)
         self.nothing = nn.Parameter(torch.zeros(text_dim))  # the token of no sentence
-        self.enter = nn.Conv3d(in_channels, widths[0], 3, padding=1)
+        self.enter = _Conv3d(in_channels, widths[0], 3, padding=1)
         self.down, self.up, skips, width = nn.ModuleList(), nn.ModuleList(), [widths[0]], widths[0]
         for level, w in enumerate(widths):
             for _ in range(blocks):
@@ -51,7 +51,7 @@ class VolumeUNet(ModelMixin, ConfigMixin):
                 width = w
                 skips.append(w)
             if level < len(widths) - 1:
-                self.down.append(nn.Conv3d(w, w, 3, stride=2, padding=1))
+                self.down.append(_Conv3d(w, w, 3, stride=2, padding=1))
                 skips.append(w)
         self.middle = _Level(width, width, embedding, head_dim, text_dim, True)
         for level, w in reversed(list(enumerate(widths))):
@@ -59,9 +59,9 @@ class VolumeUNet(ModelMixin, ConfigMixin):
                 self.up.append(_Level(width + skips.pop(), w, embedding, head_dim, text_dim, attention[level]))
                 width = w
             if level > 0:
-                self.up.append(nn.Conv3d(w, w, 3, padding=1))
+                self.up.append(_Conv3d(w, w, 3, padding=1))
         self.leave = nn.Sequential(
-            nn.GroupNorm(_groups(width), width), nn.SiLU(), nn.Conv3d(width, out_channels * finer**3, 3, padding=1)
+            nn.GroupNorm(_groups(width), width), nn.SiLU(), _Conv3d(width, out_channels * finer**3, 3, padding=1)
         )
         nn.init.zeros_(self.leave[2].weight)
         nn.init.zeros_(self.leave[2].bias)
@@ -105,16 +105,29 @@ def _groups(channels: int) -> int:
     return math.gcd(channels, 8)
 
 
+class _Conv3d(nn.Conv3d):
+    """Single precision on a CPU where the grid is 2 nodes deep, whatever autocast says.
+
+    There the bfloat16 gradient of a 3x3x3 kernel, as oneDNN 3.12 computes it, reads memory that nobody has written.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and x.shape[2] == 2:
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(x.to(self.weight.dtype))
+        return super().forward(x)
+
+
 class _Level(nn.Module):
     """A residual block and, where asked for, a transformer block over the grid's nodes."""
 
     def __init__(self, width: int, out: int, embedding: int, head_dim: int, text_dim: int, attention: bool) -> None:
         super().__init__()
-        self.first = nn.Sequential(nn.GroupNorm(_groups(width), width), nn.SiLU(), nn.Conv3d(width, out, 3, padding=1))
+        self.first = nn.Sequential(nn.GroupNorm(_groups(width), width), nn.SiLU(), _Conv3d(width, out, 3, padding=1))
         self.modulate = nn.Sequential(nn.SiLU(), nn.Linear(embedding, 2 * out))
         self.norm = nn.GroupNorm(_groups(out), out)
-        self.second = nn.Conv3d(out, out, 3, padding=1)
-        self.across = nn.Conv3d(width, out, 1) if width != out else nn.Identity()
+        self.second = _Conv3d(out, out, 3, padding=1)
+        self.across = _Conv3d(width, out, 1) if width != out else nn.Identity()
         self.transformer = _Transformer(out, head_dim, text_dim) if attention else None
         nn.init.zeros_(self.second.weight)
         nn.init.zeros_(self.second.bias)
