@@ -95,6 +95,15 @@ def _batch(batch: Batch, talk: Talk) -> int:
     return PARTIAL if failed else DONE
 
 
+def refine(options: commands.Refine, talk: Talk) -> int:
+    from app.refine import refine_result
+
+    outcome = follow(refine_result(options), talk)
+    say(_refined_summary(outcome.out, outcome.report), talk)
+    emit("done", talk, out=str(outcome.out), skipped=outcome.skipped, report=outcome.report)
+    return DONE
+
+
 def demo(options: commands.Demo, talk: Talk) -> int:
     from app.demo import example_photos
 
@@ -169,6 +178,7 @@ _COMMANDS = {
     commands.Image: image,
     commands.Text: text,
     commands.Demo: demo,
+    commands.Refine: refine,
     commands.Export: export,
     commands.Render: render,
     commands.Check: check,
@@ -223,6 +233,12 @@ def _object_summary(out: Path, report: dict) -> str:
         parts.append(f"front view {report['metrics']['train']['psnr']:.2f} dB")
     parts.append(clock(sum(stage["seconds"] for stage in report["stages"])))
     return ", ".join(parts)
+
+
+def _refined_summary(out: Path, report: dict) -> str:
+    told = report["refine"]
+    verdict = "the refined splats are kept" if told["kept"] == "refined" else "the splats stay as they were"
+    return f"{out}: {told['set']} {told['before']['psnr']:.2f} dB before, {told['after']['psnr']:.2f} dB after; {verdict}"
 
 
 def _told(found: dict) -> str:

@@ -132,6 +132,11 @@ class Image(Job):
     the background is not plain."""
     elevation: float | None = None
     """How far the camera looked down on the subject, in degrees: 0 is level, 90 from above; by default 20."""
+    elevations: tuple[float, ...] = ()
+    """With --views, the elevation of each picture; by default --elevation holds for all."""
+    fov: float | None = None
+    """Angle of view across the width of the picture, in degrees; by default what its EXIF data say, or what the network was
+    trained on."""
     steps: int | None = None
     """Network calls of the diffusion; the preset decides by default."""
     guidance: float | None = None
@@ -160,6 +165,32 @@ class Image(Job):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Refine(Machine):
+    """A finished result made better, as a result of its own; where that does not help, it keeps the splats that were there."""
+
+    result: Positional[Path]
+    """Result folder, of photos or of one picture, with its state/."""
+    way: Annotated[Literal["steps"], arg(name="with")] = "steps"
+    """steps: fit longer to the same photos."""
+    out: Path
+    """Result folder; work in progress lives beside it in OUT.partial."""
+    preset: PresetName = "standard"
+    """Time against quality: the most Gaussians, the further steps, and the size of the turntable."""
+    steps: int | None = None
+    """Further steps of the fit; the preset decides by default."""
+    seed: int = 0
+    """Seed of everything random."""
+    memory_budget: str = "4GB"
+    """Memory to stay within, such as 4GB or 900MB."""
+    resume: bool = False
+    """Continue OUT.partial; a complete OUT is left as it is, unless --overwrite is given too."""
+    overwrite: bool = False
+    """Replace a complete result at OUT, once the new one is complete."""
+    compact: bool = False
+    """Drop state/ from the result: smaller, but it cannot be refined further."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Demo(Job):
     """The main job on the bundled example photos."""
 
@@ -170,8 +201,8 @@ class Demo(Job):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export(Output):
-    """A result or scene as .ply .spz .splat .compressed.ply .gltf .gs.glb, or its mesh as .glb .obj .stl."""
+class Export(Machine):
+    """A result or scene as .ply .spz .splat .compressed.ply .gltf .gs.glb, or its mesh as .glb .obj .stl .usdz .mesh.ply."""
 
     scene: Positional[Path]
     """Result folder, or a scene file."""
@@ -179,6 +210,18 @@ class Export(Output):
     """File to write; its suffix chooses the format."""
     convention: Literal["splatsmith", "3dgs"] = "splatsmith"
     """splatsmith is +Y up; 3dgs is the y-down world that many viewers of .ply and .splat assume. SPZ and glTF need none."""
+    faces: int | None = None
+    """Most triangles of the mesh; by default all that the result has, and 50,000 with --texture."""
+    texture: int | None = None
+    """Side in px of a texture for .glb, .obj or .usdz, baked from the photos and pictures of the splats, such as 1024; by
+    default a mesh has its colours at the vertices."""
+    jpeg: bool = False
+    """Store the texture as JPEG: smaller than PNG, with small errors."""
+    purpose: Annotated[Literal["game", "print"] | None, arg(name="for")] = None
+    """game: at most 10,000 triangles and a texture of 1024 px. print: a closed .stl in millimetres, +Z up as printers have it,
+    of the size that --real-size says."""
+    real_size: float | None = None
+    """Longest side of the mesh in metres; by default the size that it has in the result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,6 +309,24 @@ class Ui(Machine):
     """Address to listen on."""
     port: int = 7860
     """Port to listen on."""
+    root: Path | None = None
+    """Folder of the jobs and their results; by default splatsmith in the user's data folder."""
+    workers: int = 1
+    """Jobs at a time, if they fit in the memory together."""
+    memory_budget: str = "4GB"
+    """Memory of all jobs together, such as 4GB or 900MB."""
+    quota: str = "10GB"
+    """Disk space of one visitor's jobs."""
+    expire_days: float = 30.0
+    """Days after which a finished job is deleted; 0 keeps it."""
+    max_upload: str = "2GB"
+    """Most that can be uploaded for one job."""
+    max_files: int = 300
+    """Most files that can be uploaded for one job."""
+    max_queued: int = 100
+    """Most jobs that may wait, of all visitors together."""
+    per_minute: int = 30
+    """Most jobs that one visitor may ask for in a minute."""
 
 
 Command = (
@@ -273,6 +334,7 @@ Command = (
     | Annotated[Image, subcommand("image", prefix_name=False)]
     | Annotated[Text, subcommand("text", prefix_name=False)]
     | Annotated[Demo, subcommand("demo", prefix_name=False)]
+    | Annotated[Refine, subcommand("refine", prefix_name=False)]
     | Annotated[Export, subcommand("export", prefix_name=False)]
     | Annotated[Render, subcommand("render", prefix_name=False)]
     | Annotated[Check, subcommand("check", prefix_name=False)]

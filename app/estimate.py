@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
-from app.presets import ImagePreset, ObjectPreset, Preset, TextPreset
+from app.commands import Image, Photos, Refine, Text
+from app.presets import IMAGE_PRESETS, PRESETS, TEXT_PRESETS, ImagePreset, ObjectPreset, Preset, TextPreset
 from splat.errors import InputError
 
 SECONDS_PER_PHOTO = 0.6  # reading and features at 1024 px
@@ -44,6 +46,8 @@ BYTES_TEXT_MODEL = 300e6  # text encoder, networks
 BYTES_IMAGE_MODEL = 500e6  # network and its activations
 BYTES_PER_CANDIDATE = 5e6  # its volume; they are made one after the other
 BYTES_PER_PIXEL = 12 * 4  # float32 RGB photo at feature size, its undistorted copy and the fit's
+BYTES_PER_FITTED_GAUSSIAN = 59 * 4 * 4 * 2  # splat.optimise.BYTES_PER_GAUSSIAN, which comes with torch
+PHOTOS_EXPECTED = 40  # in a video or a folder that nobody has looked into yet
 BYTES_PER_DECODED_PIXEL = 12  # 3 as decoded, 3 converted, room to scale
 
 
@@ -111,6 +115,27 @@ def estimate_image(objects: int, preset: ImagePreset, *, renderer: str, threads:
     seconds = SECONDS_IMAGE_MODEL + objects * (network + SECONDS_CUT_OUT + SECONDS_OBJECT + mesh + drawing)
     memory = BYTES_BASE + BYTES_MESHING + BYTES_IMAGE_MODEL + preset.max_gaussians * 14 * 4 * 4 * 2
     return Estimate(seconds, memory, objects * 15e6)
+
+
+def rough_memory(command: Any) -> float:
+    """Bytes that a job of `app.commands` may need, before its files are read; without torch. At most its memory budget."""
+    match command:
+        case Photos() | Refine():
+            preset = PRESETS[command.preset]
+            photos = PHOTOS_EXPECTED if isinstance(command, Refine) else max(len(command.inputs), 1)
+            if photos == 1:  # a video, or a folder
+                photos = PHOTOS_EXPECTED
+            pixels = (command.max_side or preset.feature_side) ** 2 if isinstance(command, Photos) else preset.feature_side**2
+            memory = BYTES_BASE + BYTES_MESHING + photos * pixels * BYTES_PER_PIXEL
+            memory += preset.max_gaussians * BYTES_PER_FITTED_GAUSSIAN
+        case Text():
+            preset = TEXT_PRESETS[command.preset]
+            memory = BYTES_BASE + BYTES_MESHING + BYTES_TEXT_MODEL
+            memory += (command.candidates or preset.candidates) * BYTES_PER_CANDIDATE
+        case Image():
+            preset = IMAGE_PRESETS[command.preset]
+            memory = estimate_image(1, preset, renderer="native", threads=1, on_gpu=False).memory * (command.jobs or 1)
+    return min(memory, parse_bytes(command.memory_budget))
 
 
 def _object_mesh(preset: TextPreset) -> float:

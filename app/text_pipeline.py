@@ -122,7 +122,7 @@ def text_to_scenes(options: Text, load: Load | None = None) -> Generator[Progres
     for sentence in plan.notices:
         yield Progress("notice", 1, 1, sentence)
     if plan.todo:
-        yield from _made(plan, load or _load, done, failed)
+        yield from _made(plan, load or load_generator, done, failed)
     if failed and not done:
         out, sentence = next(iter(failed.items()))
         raise StoppedLate(sentence if len(failed) == 1 else f"None of {len(failed)} objects came out; {out.name}: {sentence}")
@@ -200,7 +200,7 @@ def _complete(options: Text, items: tuple[Item, ...]) -> frozenset[Path]:
     return frozenset(item.out for item in items if check_out(item.out, resume=options.resume, overwrite=options.overwrite))
 
 
-def _load(folder: Path | None, device: str) -> TextGenerator:
+def load_generator(folder: Path | None, device: str) -> TextGenerator:
     from diffusion.text_to_volume import TextToVolume
 
     return TextToVolume.load(folder, device)

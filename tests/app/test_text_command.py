@@ -45,7 +45,7 @@ def tiny(monkeypatch):
 @pytest.fixture
 def stand_in(monkeypatch) -> StandIn:
     generator = StandIn()
-    monkeypatch.setattr(text_pipeline, "_load", lambda folder, device: generator)
+    monkeypatch.setattr(text_pipeline, "load_generator", lambda folder, device: generator)
     return generator
 
 
@@ -80,7 +80,7 @@ def made(tmp_path_factory) -> tuple[Path, StandIn, list[dict]]:
     out, generator, heard = tmp_path_factory.mktemp("text") / "R", StandIn(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(heard):
         patch.setitem(TEXT_PRESETS, "draft", TINY)
-        patch.setattr(text_pipeline, "_load", lambda folder, device: generator)
+        patch.setattr(text_pipeline, "load_generator", lambda folder, device: generator)
         assert splatsmith("a red table", "--out", out, "--variations", 2, "--json") == 0
     return out, generator, [json.loads(line) for line in heard.getvalue().splitlines()]
 
@@ -181,7 +181,7 @@ def test_same_prompt_and_seed_same_bytes_alone_or_among_others(made, stand_in, t
 
 def test_options_reach_the_generator(stand_in, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(text_pipeline, "_load", lambda folder, device: asked.append((folder, device)) or stand_in)
+    monkeypatch.setattr(text_pipeline, "load_generator", lambda folder, device: asked.append((folder, device)) or stand_in)
     words = ["--candidates", 1, "--steps", 5, "--guidance", 3.5, "--weights", "some/folder", "--seed", 9, "--device", "cpu"]
     assert splatsmith("a table", "--out", tmp_path / "R", *words) == 0
     assert asked == [(Path("some/folder"), "cpu")] and stand_in.made == [("a table", 9)]
@@ -333,7 +333,7 @@ def test_weights_that_do_not_load_are_one_sentence_and_nothing_is_written(tmp_pa
     def refuses(folder, device):
         raise InputError(f"{folder} holds no whole weights.")
 
-    monkeypatch.setattr(text_pipeline, "_load", refuses)
+    monkeypatch.setattr(text_pipeline, "load_generator", refuses)
     assert splatsmith("a chair", "--weights", tmp_path / "w", "--out", tmp_path / "R") == 2
     assert "holds no whole weights." in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -389,6 +389,6 @@ def test_an_interrupt_says_how_to_continue(stand_in, tmp_path, capsys, monkeypat
     assert splatsmith("a red table", "--out", tmp_path / "R") == 130
     assert "run again with --resume" in capsys.readouterr().err
     monkeypatch.undo()
-    monkeypatch.setattr(text_pipeline, "_load", interrupted)
+    monkeypatch.setattr(text_pipeline, "load_generator", interrupted)
     assert splatsmith("a red table", "--out", tmp_path / "S") == 130
     assert capsys.readouterr().err.strip().endswith("Cancelled.")

@@ -70,5 +70,5 @@ if __name__ == "__main__":  # the command line as a process, with the stand-in
     from app import __main__ as entry
     from app import text_pipeline
 
-    text_pipeline._load = lambda folder, device: StandIn()
+    text_pipeline.load_generator = lambda folder, device: StandIn()
     sys.exit(entry.main(sys.argv[1:]))

@@ -1,0 +1,660 @@
+"""The jobs of the page and its API: one queue for all visitors, kept on disk, made by few worker processes.
+
+`JobQueue` holds the jobs in memory and in ROOT/jobs.sqlite, and a thread of its own hands them to workers
+(`app.queue_worker`). A server that starts again shows what is done and goes on with what was under way. This process never
+imports torch. What a job owns lies in ROOT/<SHA-256 of the session>/<job id>: `inputs/`, `result/` (or `result.partial/`
+until it is complete), `live.png`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import collections
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from app import commands
+from app.console import figures, remaining
+from app.estimate import parse_bytes, rough_memory
+from app.job_store import KINDS, JobStore, State, StoredJob, from_json, to_json
+from app.queue_worker import Ended, Prepare, QueueWorker, Step, Task, prepare_pipelines
+from app.result_folder import is_complete, locked
+from app.uploads import UploadLimits, admit_files, folder_bytes
+from splat.errors import InputError
+from splat.progress import Progress
+
+LOG = logging.getLogger(__name__)
+
+MOST_DEATHS = 2  # workers that a job may take with it
+MOST_INTERRUPTIONS = 10  # servers that may end during a job before it waits to be resumed by hand
+OVER_BUDGET = 1.5  # times its memory budget that a job may really take; estimates are rough
+MOST_NOTICES = 100  # of a job
+TITLE_LENGTH = 200  # characters
+LOOK_EVERY = 0.25  # seconds between looks at memory, clocks and the queue, when nothing is said
+EXPIRE_EVERY = 600.0  # seconds
+SESSION = re.compile(r"[0-9a-f]{64}")
+JOB = re.compile(r"[0-9a-f]{16}")
+SERVER_ONLY = ("weights", "matting", "cluster", "prompts")  # options that name what lies on the server
+
+
+@dataclass(frozen=True)
+class QueueLimits:
+    """What the queue takes in, and what it keeps."""
+
+    workers: int = 1
+    """Jobs at a time, if they fit in the memory together."""
+    memory_budget: int = 4_000_000_000
+    """Bytes of memory of all jobs together."""
+    threads: int | None = None
+    """CPU threads of all jobs together; by default all cores."""
+    queued: int = 100
+    """Most jobs that may wait."""
+    queued_by_session: int = 30
+    """Most jobs of one session that may wait."""
+    per_minute: int = 30
+    """Most jobs that one session may ask for in a minute."""
+    kept_by_session: int = 300
+    """Most jobs of one session, finished ones too."""
+    quota: int = 10_000_000_000
+    """Bytes on disk of one session."""
+    uploads: UploadLimits = field(default_factory=UploadLimits)
+    """What one job may bring."""
+    expire_days: float = 30.0
+    """Days after which a finished job is deleted; 0 keeps it."""
+    idle_seconds: float = 600.0
+    """A worker without a job is ended after this time, with the models it holds."""
+    grace_seconds: float = 10.0
+    """A worker that is told to stop is killed after this time."""
+    jobs_by_worker: int = 50
+    """A worker is replaced after so many jobs."""
+    idle_memory: int = 2_500_000_000
+    """Bytes; a worker that holds more after a job is replaced."""
+
+    @classmethod
+    def of(cls, options: commands.Ui) -> QueueLimits:
+        """From the command line. Raises `InputError` for what is no amount or out of range."""
+        amounts = {}
+        for name in ("memory_budget", "quota", "max_upload"):
+            try:
+                amounts[name] = parse_bytes(getattr(options, name))
+            except ValueError as error:
+                raise InputError(f"--{name.replace('_', '-')} {error}") from error
+        for name, least in (("workers", 1), ("expire_days", 0), ("max_files", 1), ("max_queued", 1), ("per_minute", 1)):
+            if not getattr(options, name) >= least:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)} is too few; give {least} or more.")
+        return cls(
+            workers=options.workers,
+            memory_budget=amounts["memory_budget"],
+            threads=options.threads,
+            queued=options.max_queued,
+            queued_by_session=min(options.max_queued, cls.queued_by_session),
+            per_minute=options.per_minute,
+            quota=amounts["quota"],
+            uploads=UploadLimits(files=options.max_files, bytes=amounts["max_upload"]),
+            expire_days=options.expire_days,
+        )
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """A job as it stands at one moment."""
+
+    id: str
+    session: str  # SHA-256 of the session
+    kind: str  # "photos", "image", "text", "refine"
+    title: str
+    options: dict[str, Any]  # of the command, in plain values; files by name alone
+    state: State
+    position: int | None  # in the queue, the next one is 1; None when it does not wait
+    stage: str  # of `Progress`, "" before the first
+    step: int
+    total: int
+    note: str
+    eta_s: float | None  # seconds left, None when unknown
+    submitted: float  # seconds since 1970, as the two below
+    started: float | None
+    finished: float | None
+    notices: tuple[str, ...]
+    out: Path  # result folder, or folder of results; complete when the job is done
+    results: tuple[Path, ...]  # complete result folders so far: `out` itself, or those in it
+    preview: Path | None  # newest live picture, PNG
+    error: str | None
+
+
+@dataclass
+class _Live:
+    """What is known of a job only while it runs."""
+
+    progress: Progress = field(default_factory=lambda: Progress("", 0, 1))
+    stage_began: float = 0.0  # monotonic clock, as `began`
+    began: float = 0.0
+    seconds: float = 0.0  # estimate of the whole job
+    cancelled: bool = False
+
+
+class JobQueue:
+    """The queue on the folder `root`. All methods may be called from any thread."""
+
+    def __init__(self, root: Path, limits: QueueLimits | None = None, prepare: Prepare = prepare_pipelines) -> None:
+        """Opens what `root` holds; jobs begin with `start`. Raises `InputError` where another server works on it."""
+        self.root, self.limits, self.prepare = Path(root).absolute(), limits or QueueLimits(), prepare
+        try:
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock_file = _only_server(self.root)
+            self._store = JobStore(self.root / "jobs.sqlite")
+        except OSError as error:
+            raise InputError(f"{self.root} cannot be written ({error.strerror}); give another --root.") from error
+        self._lock = threading.RLock()
+        self._jobs: dict[str, StoredJob] = {}  # in the order of the queue
+        self._live: dict[str, _Live] = {}
+        self._unsaved: set[str] = set()  # changes that the disk refused; written when it takes them again
+        self._asked: dict[str, collections.deque[float]] = {}  # when each session submitted within the last minute
+        self._workers: list[QueueWorker] = []
+        self._thread: threading.Thread | None = None
+        self._closing = False
+        self._expired = self._saved = 0.0
+        self._open_jobs()
+
+    # Called by the page.
+
+    def submit(self, session: str, command: Any, title: str) -> str:
+        """Queue `command` (Photos, Image, Text or Refine) for `session`; returns the job's id.
+
+        Its files are copied, so that they may vanish afterwards, and its --out is chosen here. Raises `InputError` over the
+        limits, and for files or options that are not for visitors.
+        """
+        owner, kind, id = _hash(session), _kind(command), secrets.token_hex(8)
+        folder = self.root / owner / id
+        with self._lock:
+            self._check_limits(owner)
+            number = max((job.number for job in self._jobs.values()), default=0) + 1
+            job = StoredJob(id, owner, kind, _clean(title), "", number, submitted=time.time())
+            self._jobs[id] = job  # counts from now on; its state keeps it from being started
+            job.state = "interrupted"
+        try:
+            command = self._confined(command, owner, folder)
+            with self._lock:
+                job.command, job.memory, job.state = to_json(command, self.root), rough_memory(command), "queued"
+                self._store.save(job)
+        except BaseException as error:
+            with self._lock:
+                del self._jobs[id]
+            shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, sqlite3.Error):
+                raise InputError(f"The job cannot be stored ({error}); make room on the server's disk.") from error
+            raise
+        return id
+
+    def get(self, id: str, session: str) -> JobRecord:
+        """Raises `InputError` for an id that this session has not."""
+        with self._lock:
+            return self._record(self._job(id, session))
+
+    def jobs(self, session: str) -> list[JobRecord]:
+        """Of this session, newest first."""
+        owner = _hash(session)
+        with self._lock:
+            return [self._record(job) for job in reversed(self._jobs.values()) if job.session == owner and job.command]
+
+    def cancel(self, id: str, session: str) -> None:
+        """At once where it waits; a running job puts its state away first. One that has ended stays as it is."""
+        with self._lock:
+            job = self._job(id, session)
+            if job.state in ("queued", "interrupted"):
+                self._end(job, "cancelled")
+            elif job.state == "running":
+                self._live[id].cancelled = True
+                for worker in self._workers:
+                    if worker.job == id:
+                        worker.stop(self.limits.grace_seconds)
+
+    def resume(self, id: str, session: str) -> None:
+        """Queue a cancelled, failed or interrupted job again; it goes on from what it has finished."""
+        with self._lock:
+            job = self._job(id, session)
+            if job.state in ("queued", "running"):
+                return
+            if job.state == "done":
+                raise InputError("The job is done; there is nothing to resume.")
+            self._check_limits(job.session, new=False)
+            job.number = max(other.number for other in self._jobs.values()) + 1
+            job.state, job.error, job.finished, job.deaths, job.interruptions = "queued", None, None, 0, 0
+            self._jobs[id] = self._jobs.pop(id)  # to the end
+            self._save(job)
+
+    def delete(self, id: str, session: str) -> None:
+        """The job and all its files. Raises `InputError` while it runs."""
+        with self._lock:
+            job = self._job(id, session)
+            if job.state == "running":
+                raise InputError("The job is running; cancel it first.")
+            self._remove(job)
+
+    def used_bytes(self, session: str) -> int:
+        """On disk, of all jobs of the session."""
+        return folder_bytes(self.root / _hash(session))
+
+    def start(self) -> None:
+        """Begin to work: first on what an earlier server left."""
+        with self._lock:
+            for job in self._jobs.values():
+                if job.state == "interrupted" and job.command and job.interruptions <= MOST_INTERRUPTIONS:
+                    job.state = "queued"
+                    self._save(job)
+        self._thread = threading.Thread(target=self._work, name="queue", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)  # before multiprocessing waits for workers that would never end
+
+    def close(self) -> None:
+        """End the workers; jobs under way put their state away and go on when the queue starts again."""
+        atexit.unregister(self.close)
+        if self._closing:
+            return
+        self._closing = True
+        if self._thread:
+            self._thread.join()
+        for worker in self._workers:
+            worker.leave()
+        deadline = time.monotonic() + self.limits.grace_seconds
+        for worker in self._workers:
+            self._hear_out(worker, deadline)
+            worker.end(max(deadline - time.monotonic(), 0.0))
+        with self._lock:
+            self._workers = []
+            for job in self._jobs.values():
+                if job.state == "running":
+                    job.state = "interrupted"
+                    self._save(job)
+            self._store.close()
+        self._lock_file.close()
+
+    # The thread.
+
+    def _work(self) -> None:
+        while not self._closing:
+            try:
+                for worker, word in self._words(LOOK_EVERY):
+                    self._hear(worker, word)
+                self._look_after_workers()
+                self._begin_jobs()
+                self._save_again()
+                self._expire()
+            except Exception:  # one job's trouble must not end the others
+                LOG.exception("The queue stumbled and goes on.")
+                time.sleep(1.0)
+
+    def _words(self, timeout: float) -> list[tuple[QueueWorker, Any]]:
+        """What the workers say, with None for the end of one."""
+        by_pipe = {worker.pipe: worker for worker in self._workers}
+        if not by_pipe:
+            time.sleep(timeout)
+            return []
+        words = []
+        for pipe in wait(list(by_pipe), timeout):
+            try:
+                words.append((by_pipe[pipe], pipe.recv()))
+            except (EOFError, OSError):
+                words.append((by_pipe[pipe], None))
+        return words
+
+    def _hear(self, worker: QueueWorker, word: Any) -> None:
+        with self._lock:
+            job = self._jobs.get(worker.job or "")
+            if word is None:
+                self._workers.remove(worker)
+                how = worker.end(1.0)
+                if job is not None:
+                    self._died(job, how)
+            elif isinstance(word, Step) and job is not None and word.id == job.id:
+                self._note(job, word.progress)
+            elif isinstance(word, Ended) and job is not None and word.id == job.id:
+                worker.rest()
+                if word.trace:
+                    LOG.error("Job %s: %s\n%s", job.id, word.sentence, word.trace)
+                self._add_notices(job, word.notices)
+                self._end(job, word.state, word.sentence or None)
+
+    def _hear_out(self, worker: QueueWorker, deadline: float) -> None:
+        """What a worker still says before it leaves: its job may have been done."""
+        try:
+            while worker.pipe.poll(max(deadline - time.monotonic(), 0.0)):
+                self._hear(worker, worker.pipe.recv())
+        except (EOFError, OSError):
+            pass
+
+    def _note(self, job: StoredJob, event: Progress) -> None:
+        live = self._live[job.id]
+        if event.stage == "notice":
+            self._add_notices(job, (event.note,))
+            self._save(job)
+            return
+        if event.stage == "estimate":
+            live.seconds = event.values.get("seconds", 0.0)
+            job.memory = event.values.get("memory", job.memory)
+        if event.stage != live.progress.stage:
+            live.stage_began = time.monotonic()
+        live.progress = event
+
+    def _died(self, job: StoredJob, how: str) -> None:
+        job.deaths += 1
+        if self._live[job.id].cancelled:
+            self._end(job, "cancelled")
+        elif _whole(self.root, job):  # it could not say so any more
+            self._end(job, "done")
+        elif job.deaths < MOST_DEATHS:
+            self._add_notices(job, (f"Its worker {how}; the job goes on from what was finished.",))
+            job.state = "queued"
+            self._save(job)
+        else:
+            self._end(job, "failed", f"Its worker {how}, {job.deaths} times; use a faster preset or less input.")
+
+    def _look_after_workers(self) -> None:
+        now = time.monotonic()
+        with self._lock:
+            for worker in list(self._workers):
+                job = self._jobs.get(worker.job or "")
+                if job is not None and (worker.stop_before or now) < now:
+                    self._dismiss(worker)
+                    self._end(job, "cancelled")
+                elif job is not None and (taken := worker.memory()) > OVER_BUDGET * self._budget(job):
+                    self._dismiss(worker)
+                    self._end(
+                        job,
+                        "failed",
+                        f"The job took {taken / 1e9:.1f} GB of memory, too much beyond its {self._budget(job) / 1e9:.1f} GB; "
+                        "use a faster preset or less input.",
+                    )
+                elif job is None and self._is_worn(worker, now):
+                    self._dismiss(worker)
+
+    def _is_worn(self, worker: QueueWorker, now: float) -> bool:
+        limits = self.limits
+        return (
+            now - worker.idle_since > limits.idle_seconds
+            or worker.jobs_made >= limits.jobs_by_worker
+            or worker.memory() > limits.idle_memory
+        )
+
+    def _dismiss(self, worker: QueueWorker) -> None:
+        self._workers.remove(worker)
+        worker.end()
+
+    def _begin_jobs(self) -> None:
+        with self._lock:
+            waiting = [job for job in self._jobs.values() if job.state == "queued"]
+            for job in sorted(waiting, key=lambda job: job.number):
+                working = [self._jobs[worker.job] for worker in self._workers if worker.job is not None]
+                fits = sum(other.memory for other in working) + job.memory <= self.limits.memory_budget
+                if self._closing or len(working) >= self.limits.workers or (working and not fits):
+                    return  # those behind it wait too, or it might wait for ever
+                self._begin(job)
+
+    def _begin(self, job: StoredJob) -> None:
+        threads = self._threads()
+        try:
+            command = from_json(job.kind, job.command, self.root)
+        except (TypeError, KeyError, ValueError) as error:
+            self._end(job, "failed", f"The job was stored by another version of splatsmith ({error}); ask for it anew.")
+            return
+        command = dataclasses.replace(command, threads=min(command.threads or threads, threads))
+        idle = next((worker for worker in self._workers if worker.job is None), None)
+        if idle is None:
+            try:
+                idle = QueueWorker(self.prepare, threads)
+            except OSError as error:  # no memory or no process left
+                LOG.warning("No worker could be started (%s).", error)
+                return
+            self._workers.append(idle)
+        now = time.monotonic()
+        self._live[job.id] = _Live(began=now, stage_began=now)
+        job.state, job.started, job.finished, job.error = "running", time.time(), None, None
+        self._save(job)
+        idle.give(Task(job.id, command, self._folder(job) / "live.png"))
+
+    def _expire(self) -> None:
+        """Remove jobs that ended long ago."""
+        if not self.limits.expire_days or time.monotonic() - self._expired < EXPIRE_EVERY:
+            return
+        self._expired = time.monotonic()
+        before = time.time() - self.limits.expire_days * 86400
+        with self._lock:
+            for job in list(self._jobs.values()):
+                if job.state in ("done", "failed", "cancelled") and (job.finished or job.submitted) < before:
+                    self._remove(job)
+
+    # What both call, under the lock.
+
+    def _job(self, id: str, session: str) -> StoredJob:
+        job = self._jobs.get(id)
+        if job is None or job.session != _hash(session) or not job.command:
+            raise InputError("There is no such job here; it may have expired or been deleted.")
+        return job
+
+    def _folder(self, job: StoredJob) -> Path:
+        return self.root / job.session / job.id
+
+    def _budget(self, job: StoredJob) -> float:
+        asked = json.loads(job.command).get("memory_budget") or self.limits.memory_budget
+        return parse_bytes(str(asked))
+
+    def _threads(self) -> int:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(min(self.limits.threads or cores, cores) // self.limits.workers, 1)
+
+    def _end(self, job: StoredJob, state: State, error: str | None = None) -> None:
+        job.state, job.error, job.finished = state, error, time.time()
+        self._live.pop(job.id, None)
+        self._save(job)
+
+    def _add_notices(self, job: StoredJob, sentences: Iterable[str]) -> None:
+        job.notices = tuple(dict.fromkeys((*job.notices, *sentences)))[:MOST_NOTICES]
+
+    def _save(self, job: StoredJob) -> None:
+        try:
+            self._store.save(job)
+            self._unsaved.discard(job.id)
+        except sqlite3.Error as error:
+            if not self._unsaved:
+                LOG.warning("Jobs cannot be stored now (%s); it is tried again.", error)
+            self._unsaved.add(job.id)
+
+    def _save_again(self) -> None:
+        if self._unsaved and time.monotonic() - self._saved > 1.0:
+            self._saved = time.monotonic()
+            with self._lock:
+                for id in list(self._unsaved):
+                    if id in self._jobs:
+                        self._save(self._jobs[id])
+                    else:
+                        self._forget(id)
+
+    def _remove(self, job: StoredJob) -> None:
+        """The row first: a folder without a row is removed when the queue opens, a row without a folder stays broken."""
+        del self._jobs[job.id]
+        self._forget(job.id)
+        folder = self._folder(job)
+        shutil.rmtree(folder, ignore_errors=True)
+        _remove_empty(folder.parent)
+
+    def _forget(self, id: str) -> None:
+        try:
+            self._store.remove(id)
+            self._unsaved.discard(id)
+        except sqlite3.Error:
+            self._unsaved.add(id)
+
+    def _check_limits(self, owner: str, *, new: bool = True) -> None:
+        limits, now = self.limits, time.monotonic()
+        for session in [s for s, times in self._asked.items() if now - times[-1] > 60]:
+            del self._asked[session]
+        asked = self._asked.setdefault(owner, collections.deque(maxlen=limits.per_minute))
+        if len(asked) == limits.per_minute and now - asked[0] < 60:
+            wait_s = 60 - (now - asked[0])
+            raise InputError(
+                f"{limits.per_minute} jobs were asked for within a minute, the most there may be; wait {wait_s:.0f} s."
+            )
+        asked.append(now)
+        queued = [job for job in self._jobs.values() if job.state == "queued"]
+        if len(queued) >= limits.queued:
+            raise InputError(f"The queue is full ({len(queued)} jobs wait); try again later.")
+        mine = sum(job.session == owner for job in queued)
+        if mine >= limits.queued_by_session:
+            raise InputError(f"{mine} of your jobs are waiting, the most there may be; wait for one, or cancel one.")
+        kept = sum(job.session == owner for job in self._jobs.values())
+        if new and kept >= limits.kept_by_session:
+            raise InputError(f"You have {kept} jobs, the most there may be; delete some first.")
+
+    def _confined(self, command: Any, owner: str, folder: Path) -> Any:
+        """`command` with its files copied into `folder` and its output there. Raises `InputError`."""
+        for name in SERVER_ONLY:
+            if getattr(command, name, None) is not None:
+                raise InputError(f"The option {name} names something on the server, and is for the command line alone.")
+        limits, home = self.limits.uploads, self.root / owner
+        room = self.limits.quota - folder_bytes(home)
+        if room <= 0:
+            raise InputError(f"Your jobs fill the {self.limits.quota / 1e9:.1f} GB that they may have; delete some first.")
+        changes: dict[str, Any] = {"out": folder / "result", "resume": True, "overwrite": False, "quiet": True, "json": False}
+        changes["memory_budget"] = _least(command.memory_budget, self.limits.memory_budget)
+        if isinstance(command, commands.Refine):
+            result = Path(command.result).absolute()
+            if not (result.resolve().is_relative_to(home.resolve()) and is_complete(result)):
+                raise InputError("There is no such result here; it may have expired or been deleted.")
+            changes["result"] = result
+        for name in ("inputs", "mask", "masks", "poses"):
+            value = getattr(command, name, None)
+            if value is None or value in ("auto", ""):
+                continue
+            given = value if isinstance(value, tuple) else (Path(value),)
+            admitted = admit_files(given, folder / name, limits, room)
+            room -= sum(file.stat().st_size for file in admitted)
+            whole = folder / name if Path(given[0]).is_dir() else next(iter(admitted), folder / name)
+            changes[name] = admitted if isinstance(value, tuple) else type(value)(whole)
+        folder.mkdir(parents=True, exist_ok=True)
+        return dataclasses.replace(command, **changes)
+
+    def _record(self, job: StoredJob) -> JobRecord:
+        live = self._live.get(job.id)
+        event = live.progress if live else Progress("", 0, 0)
+        folder = self._folder(job)
+        out, preview = folder / "result", folder / "live.png"
+        position = None
+        if job.state == "queued":
+            position = 1 + sum(other.state == "queued" and other.number < job.number for other in self._jobs.values())
+        note = "Stopping" if live and live.cancelled else figures(event)
+        return JobRecord(
+            id=job.id,
+            session=job.session,
+            kind=job.kind,
+            title=job.title,
+            options={name: _told(value) for name, value in json.loads(job.command).items()},
+            state=job.state,
+            position=position,
+            stage=event.stage,
+            step=event.step,
+            total=event.total,
+            note=note,
+            eta_s=_seconds_left(live) if live else None,
+            submitted=job.submitted,
+            started=job.started,
+            finished=job.finished,
+            notices=job.notices,
+            out=out,
+            results=_results(out),
+            preview=preview if preview.is_file() else None,
+            error=job.error,
+        )
+
+    def _open_jobs(self) -> None:
+        """What an earlier server left: jobs that ran are interrupted, and folders without a job are removed."""
+        for job in self._store.load():
+            self._jobs[job.id] = job
+            if job.state == "running":
+                job.state, job.interruptions = "interrupted", job.interruptions + 1
+                self._save(job)
+        for home in self.root.iterdir():
+            if SESSION.fullmatch(home.name) and home.is_dir():
+                for folder in home.iterdir():
+                    if JOB.fullmatch(folder.name) and folder.name not in self._jobs:
+                        shutil.rmtree(folder, ignore_errors=True)
+                _remove_empty(home)
+
+
+def default_root() -> Path:
+    """Where the jobs lie when nobody says otherwise: in the user's data folder, so that they outlive a restart."""
+    data = os.environ.get("LOCALAPPDATA") or os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(data) / "splatsmith" / "jobs"
+
+
+def _only_server(root: Path) -> Any:
+    try:
+        return locked(root)
+    except InputError as error:
+        raise InputError(f"Another server is working in {root}; end it or give another --root.") from error
+
+
+def _hash(session: str) -> str:
+    """The session comes from the visitor, who may send any text, so it is no part of a path."""
+    return hashlib.sha256(str(session).encode(errors="replace")).hexdigest()
+
+
+def _kind(command: Any) -> str:
+    for kind, type_ in KINDS.items():
+        if isinstance(command, type_):
+            return kind
+    raise AssertionError(type(command))
+
+
+def _clean(title: str) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in title).split())[:TITLE_LENGTH]
+
+
+def _least(asked: str, most: int) -> str:
+    try:
+        return f"{min(parse_bytes(asked), most) / 1e6:.0f}MB"
+    except ValueError as error:
+        raise InputError(f"memory_budget {error}") from error
+
+
+def _told(value: Any) -> Any:
+    """A stored option without the server's folders."""
+    if isinstance(value, list):
+        return [_told(part) for part in value]
+    return Path(next(iter(value.values()))).name if isinstance(value, dict) else value
+
+
+def _results(out: Path) -> tuple[Path, ...]:
+    if is_complete(out):
+        return (out,)
+    return tuple(sorted(path.parent for path in out.glob("*/report.json") if not path.parent.name.endswith(".partial")))
+
+
+def _whole(root: Path, job: StoredJob) -> bool:
+    """Whether the one result of a job is in place; a job of several says so itself, when it is made again."""
+    return job.kind in ("photos", "refine") and is_complete(root / job.session / job.id / "result")
+
+
+def _seconds_left(live: _Live) -> float | None:
+    now, event = time.monotonic(), live.progress
+    stage = remaining(now - live.stage_began, event.step, event.total)
+    return max(live.seconds - (now - live.began), stage) or None
+
+
+def _remove_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError:  # not empty, or gone
+        pass
