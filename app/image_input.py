@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusion.data.object_views import DISTANCE
 from diffusion.subject import ELEVATION_DEG, Framing, Subject
 from splat.cameras import Cameras
 from splat.errors import InputError
@@ -45,7 +47,8 @@ class Picture:
     def framed(self, side: int) -> Subject:
         from diffusion.subject import framed
 
-        return framed(self.image, self.mask, self.framing, side, self.subject.azimuth_deg, self.subject.elevation_deg)
+        s = self.subject
+        return framed(self.image, self.mask, self.framing, side, s.azimuth_deg, s.elevation_deg, s.distance)
 
 
 def mask_of(picture: Path, masks: Path | None) -> Path | None:
@@ -69,13 +72,18 @@ def read_picture(
     *,
     side: int,
     max_pixels: int,
+    fov_deg: float | None = None,
+    alone: bool = True,
 ) -> Picture:
     """Read, cut out and frame. `elevation_deg` None is assumed; `model` is a matting model's file or None.
+
+    `fov_deg`, across the width, None is what EXIF says, or the network's where it says nothing or the picture is not `alone`:
+    of several pictures of one object the network takes all to be from one distance.
 
     Raises `InputError`, the sentence naming the file, for what is no picture and for one without a subject.
     """
     from diffusion.cut_out import cut_out
-    from diffusion.subject import find_framing, framed
+    from diffusion.subject import distance_of, find_framing, framed
     from splat.io.images import read_image, read_meta
 
     path = Path(path)
@@ -94,7 +102,15 @@ def read_picture(
     except InputError as error:
         raise InputError(f"{path.name} cannot be used: {error}") from error
     elevation = ELEVATION_DEG if elevation_deg is None else elevation_deg
-    subject = framed(found.image, found.mask, framing, side, azimuth_deg, elevation)
+    width = image.shape[1]
+    focal, told = None, "assumed"
+    if fov_deg is not None:
+        focal, told = 0.5 * width / math.tan(math.radians(fov_deg) / 2), "given"
+    elif alone and meta.focal_px is not None:
+        focal, told = meta.focal_px * width / meta.width, "exif"
+    distance = DISTANCE if focal is None else distance_of(focal, framing)
+    subject = framed(found.image, found.mask, framing, side, azimuth_deg, elevation, distance)
+    fov = 2 * math.degrees(math.atan(0.5 * width / framing.camera(subject).K[0, 0, 0]))
     warnings = []
     if meta.animated:
         warnings.append(f"{path.name} is animated; its first picture is used.")
@@ -112,6 +128,8 @@ def read_picture(
         "azimuth_deg": azimuth_deg,
         "elevation_deg": elevation,
         "elevation_given": elevation_deg is not None,
+        "fov_deg": round(fov, 2),
+        "fov_from": told,
         "frame": asdict(framing),
     }
     return Picture(

@@ -48,6 +48,7 @@ MOST = {"steps": 1000, "refine": 20_000}
 MOST_VIEWS = 8  # pictures of one object; diffusion.image_to_3d.MAX_VIEWS, not imported because of what comes with it
 MOST_SAMPLED = {"guidance": 20.0, "temperature": 2.0}
 MAX_ELEVATION_DEG = 89.0
+FOVS_DEG = (2.0, 150.0)  # across the width of a picture
 SEEDS = 2**31
 VISIBLE = 0.05  # opacity
 
@@ -80,6 +81,7 @@ class ImageItem:
     pictures: tuple[Path, ...]  # the main one first
     masks: tuple[Path | None, ...]  # one each
     azimuths_deg: tuple[float, ...]  # one each, the first 0
+    elevations_deg: tuple[float | None, ...]  # one each; None is assumed
     out: Path
 
 
@@ -158,8 +160,18 @@ def plan_images(options: Image) -> ImagePlan:
         value = getattr(options, name)
         if value is not None and not 0 <= value <= most:
             raise InputError(f"--{name} {value} is out of range; give 0 to {most:g}.")
-    if options.elevation is not None and not abs(options.elevation) <= MAX_ELEVATION_DEG:
-        raise InputError(f"--elevation {options.elevation} is out of range; give -{MAX_ELEVATION_DEG:.0f} to 89 degrees.")
+    for elevation in (options.elevation, *options.elevations):
+        if elevation is not None and not abs(elevation) <= MAX_ELEVATION_DEG:
+            name = "--elevation" if elevation is options.elevation else "--elevations"
+            raise InputError(f"{name} {elevation} is out of range; give -{MAX_ELEVATION_DEG:.0f} to 89 degrees.")
+    if options.fov is not None:
+        low, high = FOVS_DEG
+        if not low <= options.fov <= high:
+            raise InputError(f"--fov {options.fov} is out of range; give {low:.0f} to {high:.0f} degrees across the width.")
+        if options.views:
+            raise InputError(
+                "--fov is for one picture of an object; the pictures of --views are taken to be from one distance."
+            )
     if options.matting is not None and not Path(options.matting).is_file():
         raise InputError(f"--matting {options.matting} is no file; give a U2-Net or IS-Net model in ONNX form.")
     budget, background = memory_budget(options.memory_budget), colour(options.background)
@@ -202,9 +214,13 @@ def read_pictures(plan: ImagePlan, item: ImageItem) -> tuple[Picture, ...]:
 
     options, side = plan.options, plan.preset.refine_side
     pixels = min(MAX_PIXELS, decodable_pixels(memory_budget(options.memory_budget)))
+    rows = zip(item.pictures, item.masks, item.azimuths_deg, item.elevations_deg, strict=True)
+    alone = len(item.pictures) == 1
     return tuple(
-        read_picture(path, mask, azimuth, options.elevation, options.matting, side=side, max_pixels=pixels)
-        for path, mask, azimuth in zip(item.pictures, item.masks, item.azimuths_deg, strict=True)
+        read_picture(
+            path, mask, azimuth, elevation, options.matting, side=side, max_pixels=pixels, fov_deg=options.fov, alone=alone
+        )
+        for path, mask, azimuth, elevation in rows
     )
 
 
@@ -334,7 +350,9 @@ def _saved(
 def _generated(plan: ImagePlan, generator: ImageGenerator, pictures: tuple[Picture, ...]) -> Generator[Progress, None, Splats]:
     subjects = [picture.framed(generator.side) for picture in pictures]
     made = yield from generator.generate(subjects, plan.options.seed, plan.sample)
-    splats = made.splats.detach().to("cpu")
+    from diffusion.camera_distance import scaled_for_its_camera
+
+    splats = scaled_for_its_camera(made.splats.detach().to("cpu"), subjects[0], plan.place.threads)
     if not bool((splats.opacities > VISIBLE).any()):
         raise StoppedLate(f"Nothing that can be seen came out for {pictures[0].name}; give another --seed or another picture.")
     return splats
@@ -384,10 +402,13 @@ def _items(options: Image) -> tuple[tuple[ImageItem, ...], list[str]]:
     if not options.views:
         if options.azimuths:
             raise InputError("--azimuths says where pictures of one object were taken from; give --views with it.")
+        if options.elevations:
+            raise InputError("--elevations is for several pictures of one object; give --elevation, or --views with it.")
         found = find_files(options.inputs, SUFFIXES)
         names = folder_names(found.files)
         items = tuple(
-            ImageItem((file,), (mask_of(file, options.mask),), (0.0,), Path(options.out) / names[file]) for file in found.files
+            ImageItem((file,), (mask_of(file, options.mask),), (0.0,), (options.elevation,), Path(options.out) / names[file])
+            for file in found.files
         )
         if len(items) > 1 and options.mask is not None and Path(options.mask).is_file():
             raise InputError(
@@ -408,13 +429,16 @@ def _items(options: Image) -> tuple[tuple[ImageItem, ...], list[str]]:
         raise InputError(f"--azimuths has {len(azimuths)} angles for {len(files)} pictures; give one for each, the first 0.")
     if azimuths[0] != 0 or not all(math.isfinite(a) for a in azimuths):
         raise InputError(f"--azimuths {' '.join(f'{a:g}' for a in azimuths)} must be numbers that begin with 0, the front.")
+    elevations = options.elevations or (options.elevation,) * len(files)
+    if len(elevations) != len(files):
+        raise InputError(f"--elevations has {len(elevations)} angles for {len(files)} pictures; give one for each.")
     if options.mask is not None and Path(options.mask).is_file() and len(files) > 1:
         raise InputError(
             f"--mask {options.mask} is one mask for {len(files)} pictures; give a folder of masks named like them."
         )
     masks = tuple(mask_of(file, options.mask) for file in files)
     name = folder_names(files[:1])[files[0]]
-    return (ImageItem(files, masks, azimuths, Path(options.out) / name),), []
+    return (ImageItem(files, masks, azimuths, elevations, Path(options.out) / name),), []
 
 
 def _complete(options: Image, items: tuple[ImageItem, ...]) -> frozenset[Path]:
@@ -434,7 +458,8 @@ def _job(plan: ImagePlan, item: ImageItem, pictures: tuple[Picture, ...]) -> dic
         "version": importlib.metadata.version("splatsmith"),
         "inputs": [[picture.name, picture.sha256, picture.mask_sha256] for picture in pictures],
         "azimuths": list(item.azimuths_deg),
-        "elevation": pictures[0].subject.elevation_deg,
+        "elevations": [picture.subject.elevation_deg for picture in pictures],
+        "distance": pictures[0].subject.distance,
         "matting": None if options.matting is None else str(options.matting.absolute()),
         "seed": options.seed,
         "preset": options.preset,

@@ -116,7 +116,7 @@ def completed(splats: Splats, picture: Subject, config: RefineConfig) -> Splats:
     planes = torch.cat([picture.image * picture.alpha[..., None], picture.alpha[..., None]], dim=-1).permute(2, 0, 1)[None]
     colour, alpha = torch.nn.functional.interpolate(planes, (side, side), mode="area")[0].permute(1, 2, 0).split([3, 1], dim=-1)
     missing = (alpha[..., 0] > 0.5) & (alpha[..., 0] - drawn.alpha[0] > MISSING)  # [side, side]
-    depth = _spread(drawn.expected_depth[0], drawn.alpha[0] > 0.5)[missing]
+    depth = _spread(drawn.expected_depth[0], drawn.alpha[0] > 0.5, picture.distance)[missing]
     pixels = camera.pixel_centers[missing]
     count = len(pixels)
     footprint = depth / camera.K[0, 0, 0]
@@ -130,12 +130,12 @@ def completed(splats: Splats, picture: Subject, config: RefineConfig) -> Splats:
     return Splats.cat([splats, sheet.with_sh_degree(splats.sh_degree).to(splats.means)])
 
 
-def _spread(depth: Tensor, known: Tensor) -> Tensor:
-    """[H, W] depth of the nearest pixel that is `known`; of the object's middle where none is."""
+def _spread(depth: Tensor, known: Tensor, middle: float) -> Tensor:
+    """[H, W] depth of the nearest pixel that is `known`; that of the object's `middle` where none is."""
     import cv2
 
     if not bool(known.any()):
-        return torch.full_like(depth, DISTANCE)
+        return torch.full_like(depth, middle)
     unknown = (~known).to(torch.uint8).numpy()
     _, label = cv2.distanceTransformWithLabels(unknown, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
     index = torch.from_numpy(label).long()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from diffusion.data.object_views import DISTANCE, FOV_DEG
-from splat.cameras import Cameras
+from splat.cameras import Cameras, intrinsics
 from splat.errors import InputError
 from splat.views import Views
 
@@ -24,6 +24,7 @@ BELOW = 0.02  # mean height of the middle of that box below the middle of the fr
 # Of a camera of which nothing is known. A linear regression on the framed pictures is off by 12.0 degrees on average over
 # unseen objects at -10 to 45 degrees, this by 13.7: pictures alone do not tell.
 ELEVATION_DEG = 20.0
+DISTANCES = (1.4, 12.0)  # of cameras: nearer ones would be inside of some objects, farther ones see no perspective
 SEEN = 0.25  # coverage from which a pixel counts as the silhouette's
 LEAST_PIXELS = 16  # of a silhouette; fewer show nothing
 
@@ -36,6 +37,7 @@ class Subject:
     alpha: Tensor  # [S, S] coverage in [0, 1]
     azimuth_deg: float = 0.0  # 0 for the main picture, others relative to it, positive towards +X
     elevation_deg: float = ELEVATION_DEG
+    distance: float = DISTANCE  # of its camera; a longer one has a longer lens, so that objects are as large in the frame
 
     def __post_init__(self) -> None:
         side = self.image.shape[0]
@@ -53,7 +55,8 @@ class Subject:
     def cameras(self, side: int | None = None) -> Cameras:
         """Its camera, a batch of one; pictures of `side` px, by default its own."""
         side = side or self.side
-        return Cameras.orbit(1, DISTANCE, self.elevation_deg, FOV_DEG, side, side, azimuth_deg=self.azimuth_deg)
+        poses = Cameras.orbit(1, self.distance, self.elevation_deg, FOV_DEG, side, side, azimuth_deg=self.azimuth_deg)
+        return Cameras(poses.cam_from_world, intrinsics(focal_in_frames(self.distance) * side, side, side)[None], side, side)
 
     def view(self, name: str) -> Views:
         """The picture on white with its camera and mask: what `splat.optimise.fit` takes."""
@@ -72,7 +75,7 @@ class Framing:
 
     def camera(self, subject: Subject) -> Cameras:
         """The photo's own camera: the subject's, with the photo's window and size."""
-        focal = 0.5 * self.side / math.tan(math.radians(FOV_DEG) / 2)
+        focal = focal_in_frames(subject.distance) * self.side
         K = torch.tensor([[focal, 0, self.left + self.side / 2], [0, focal, self.top + self.side / 2], [0, 0, 1]])
         return Cameras(subject.cameras().cam_from_world, K[None], self.width, self.height)
 
@@ -94,7 +97,29 @@ def find_framing(mask: Tensor) -> Framing:
     return Framing((left + right - side) / 2, (top + bottom - side) / 2 - BELOW * side, side, mask.shape[1], mask.shape[0])
 
 
-def framed(image: Tensor, mask: Tensor, framing: Framing, side: int, azimuth_deg: float, elevation_deg: float) -> Subject:
+def focal_in_frames(distance: float) -> float:
+    """Focal length, in sides of the frame, of a camera at `distance` to which objects are as large as to the protocol's."""
+    return 0.5 / math.tan(math.radians(FOV_DEG) / 2) * distance / DISTANCE
+
+
+def distance_of(focal_px: float, framing: Framing) -> float:
+    """Where a camera of that focal length, in the pixels of the photo, was for the subject to be as large as it is.
+
+    Kept within `DISTANCES`; turning the camera from the middle of the photo to that of the frame is neglected.
+    """
+    low, high = DISTANCES
+    return min(max(focal_px / framing.side / focal_in_frames(1.0), low), high)
+
+
+def framed(
+    image: Tensor,
+    mask: Tensor,
+    framing: Framing,
+    side: int,
+    azimuth_deg: float,
+    elevation_deg: float,
+    distance: float = DISTANCE,
+) -> Subject:
     """The subject of a photo [H, W, 3] under its mask [H, W], resampled to `side` px with an antialiasing filter."""
     from PIL import Image
 
@@ -112,4 +137,4 @@ def framed(image: Tensor, mask: Tensor, framing: Framing, side: int, azimuth_deg
     rgba = torch.from_numpy(np.stack(small, axis=-1)).clamp(0, 1)
     alpha = rgba[..., 3]
     straight = (rgba[..., :3] / alpha.clamp_min(1 / 255)[..., None]).clamp(0, 1)
-    return Subject(straight.contiguous(), alpha.contiguous(), azimuth_deg, elevation_deg)
+    return Subject(straight.contiguous(), alpha.contiguous(), azimuth_deg, elevation_deg, distance)

@@ -28,6 +28,7 @@ from splat.metrics import ssim
 from splat.progress import Progress
 from splat.render import RenderOptions, render
 
+RELATIVE_TO = 0.1  # error that keeps its weight where errors are taken relative to themselves: that of a trained network
 PURE_NOISE = -5.0  # ln(alpha / sigma) where samplers start
 
 
@@ -50,6 +51,7 @@ class MultiviewTrainConfig:
     depth_weight: float = 0.1
     alpha_weight: float = 0.5
     ssim_weight: float = 0.0  # of 1 - SSIM beside the squared error
+    relative: float = 0.0  # 1 divides each object's error by itself, as PSNR judges, 0 leaves it: what is between is its power
     seen_weight: float = 1.0  # of the views that are denoised, against 1 of the extra ones
     bottleneck: Literal["splats", "none"] = "splats"  # none is the control without Gaussians: every view by itself
     loop: TrainConfig = field(
@@ -163,10 +165,12 @@ class MultiviewLoss:
             if c.ssim_weight:
                 each = each + c.ssim_weight * share * _dissimilarity(made, true)
             error = (c.seen_weight * each[: c.views].sum() + each[c.views :].sum()) / len(each) / share
+            errors.append(float(error.detach()))
+            if c.relative:
+                error = error * (RELATIVE_TO / (error.detach() + 0.1 * RELATIVE_TO)) ** c.relative
             hit = (batch.depth[b, : c.views] > 0).to(device)
             off = (depth_of(maps[b, :, 0]) - batch.depth[b, : c.views].to(device)).abs() * hit
             total = total + weight[b] * (error + c.depth_weight * off.sum() / hit.sum().clamp(min=1))
-            errors.append(float(error.detach()))
         e = torch.tensor(errors)
         figures = {"pure": float(e[pure].mean()) if bool(pure.any()) else math.nan}
         figures["noisy"] = float(e[~pure].mean()) if bool((~pure).any()) else math.nan

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import pickle
 import struct
 import zlib
@@ -128,7 +129,7 @@ def test_a_result_folder_for_each_picture_and_nothing_else(made):
             s["name"] for s in report["stages"]
         }
         config = json.loads((result / "config.json").read_text())
-        assert config["image"]["elevation"] == 10 and config["refine"]["steps"] == 100
+        assert config["image"]["elevations"] == [10] and config["refine"]["steps"] == 100
     assert [s.side for subjects, _ in generator.made for s in subjects] == [48, 48]
 
 
@@ -346,6 +347,12 @@ def test_bad_pictures_are_one_sentence_and_nothing_is_written(stand_in, tmp_path
         (["--temperature", "3"], "--temperature 3"),
         (["--seed", "-1"], "--seed -1"),
         (["--azimuths", "0", "90"], "--views"),
+        (["--elevations", "10"], "--views"),
+        (["--views", "--elevations", "10", "20"], "2 angles for 1 pictures"),
+        (["--views", "--elevations", "100"], "--elevations 100"),
+        (["--fov", "1"], "--fov 1"),
+        (["--fov", "nan"], "--fov nan"),
+        (["--views", "--fov", "40"], "--fov is for one picture"),
         (["--views", "--azimuths", "0", "90"], "2 angles for 1 pictures"),
         (["--views", "--azimuths", "30"], "begin with 0"),
         (["--matting", "nowhere.onnx"], "nowhere.onnx"),
@@ -373,6 +380,28 @@ def test_masks_that_do_not_fit(stand_in, tmp_path, capsys):
 
 def read(path: Path):
     return read_picture(path, None, 0.0, None, None, side=32, max_pixels=10**7)
+
+
+def test_the_lens_is_the_one_given_or_that_of_the_exif_data_or_the_networks(tmp_path):
+    plain = picture(tmp_path / "plain.png", alpha=False)
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA405] = 36  # focal length as of a film of 36 x 24 mm
+    Image.open(plain).save(tmp_path / "told.jpg", quality=95, exif=exif)
+    more = {"side": 32, "max_pixels": 10**7}
+    assumed, told, both, several = (
+        read_picture(path, None, 0.0, None, None, **more, **own)
+        for path, own in (
+            (plain, {}),
+            (tmp_path / "told.jpg", {}),
+            (tmp_path / "told.jpg", {"fov_deg": 20.0}),
+            (tmp_path / "told.jpg", {"alone": False}),
+        )
+    )
+    assert [p.facts["fov_from"] for p in (assumed, told, both, several)] == ["assumed", "exif", "given", "assumed"]
+    assert told.facts["fov_deg"] == pytest.approx(2 * math.degrees(math.atan(0.5)), abs=0.1)  # 3 : 2, so 36 mm across
+    assert both.facts["fov_deg"] == pytest.approx(20, abs=0.1)
+    assert both.subject.distance > told.subject.distance and several.subject.distance == assumed.subject.distance
+    assert float(told.camera.K[0, 0, 0]) == pytest.approx(told.image.shape[1], rel=0.01)
 
 
 def test_unusual_pictures_are_read(tmp_path):

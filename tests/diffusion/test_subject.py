@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffusion.data.object_views import DISTANCE, FOV_DEG
-from diffusion.subject import BELOW, FILL, Framing, Subject, find_framing, framed
+from diffusion.subject import BELOW, DISTANCES, FILL, Framing, Subject, distance_of, find_framing, framed
 from splat.cameras import Cameras
 from splat.errors import InputError
 
@@ -73,10 +73,10 @@ def test_hidden_colours_do_not_bleed():
     assert float(shown[:, 1].max()) < 0.02 and float(shown[:, 0].min()) > 0.98
 
 
-@pytest.mark.parametrize(("azimuth", "elevation"), [(0.0, 20.0), (90.0, -10.0), (-35.0, 60.0)])
-def test_the_photo_and_the_subject_see_the_same(azimuth, elevation):
+@pytest.mark.parametrize(("azimuth", "elevation", "distance"), [(0.0, 20.0, DISTANCE), (90.0, -10.0, 5.0), (-35.0, 60.0, 1.5)])
+def test_the_photo_and_the_subject_see_the_same(azimuth, elevation, distance):
     """Points of the world through the photo's camera, brought into the frame, are where the subject's camera has them."""
-    subject = Subject(torch.zeros(64, 64, 3), torch.ones(64, 64), azimuth, elevation)
+    subject = Subject(torch.zeros(64, 64, 3), torch.ones(64, 64), azimuth, elevation, distance)
     framing = Framing(-35.5, 210.25, 480.0, 400, 600)
     points = torch.rand(20, 3, generator=torch.Generator().manual_seed(0)) - 0.5
     in_photo, _ = framing.camera(subject).project(points)
@@ -93,6 +93,27 @@ def test_the_camera_is_the_protocols():
     e = math.radians(20)
     assert torch.allclose(centre, DISTANCE * torch.tensor([0.0, math.sin(e), math.cos(e)]), atol=1e-5)
     assert torch.allclose(subject.cameras(96).K, Cameras.orbit(1, DISTANCE, 20, FOV_DEG, 96, 96).K)
+
+
+@pytest.mark.parametrize("distance", [1.5, DISTANCE, 4.0])
+def test_a_longer_lens_stands_farther_away(distance):
+    """The photo's camera has the focal length that was given, and the object's middle keeps its size."""
+    framing = Framing(-10.0, 20.0, 300.0, 320, 400)
+    usual = framing.camera(Subject(torch.zeros(8, 8, 3), torch.ones(8, 8)))
+    focal = float(usual.K[0, 0, 0]) * distance / DISTANCE
+    found = distance_of(focal, framing)
+    assert found == pytest.approx(distance, rel=1e-5)
+    camera = framing.camera(Subject(torch.zeros(8, 8, 3), torch.ones(8, 8), distance=found))
+    assert float(camera.K[0, 0, 0]) == pytest.approx(focal, rel=1e-5)
+    assert float(camera.centers[0].norm()) == pytest.approx(distance, rel=1e-5)
+    across = torch.tensor([[-0.1, 0.0, 0.0], [0.1, 0.0, 0.0]])  # parallel to the picture
+    sizes = [float((uv[1] - uv[0]).norm()) for uv in (c.project(across)[0].reshape(2, 2) for c in (usual, camera))]
+    assert sizes[0] == pytest.approx(sizes[1], rel=1e-4)
+
+
+def test_lenses_beyond_all_measure_are_bounded():
+    framing = Framing(0.0, 0.0, 300.0, 300, 300)
+    assert (distance_of(1.0, framing), distance_of(1e6, framing)) == DISTANCES
 
 
 def test_compositing():
