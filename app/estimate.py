@@ -37,6 +37,7 @@ SECONDS_PER_OBJECT_FRAME_MEGAPIXEL = 0.12  # turntable: an object on white costs
 SECONDS_CLOSED_MESH = 4.0  # of 144 voxels a side
 SECONDS_IMAGE_MODEL = 4.0  # importing and reading the network, once
 SECONDS_PER_IMAGE_STEP = 0.12  # a call of the network
+SECONDS_LGM = 26.0  # its one call
 FINAL_SHARE = 0.3  # of the most Gaussians that the fit of an object may have: what it usually has
 SECONDS_CUT_OUT = 0.4  # reading a picture and finding its subject
 
@@ -44,6 +45,7 @@ BYTES_BASE = 700e6  # torch, pycolmap, networks
 BYTES_MESHING = 200e6  # open3d and its grid
 BYTES_TEXT_MODEL = 300e6  # text encoder, networks
 BYTES_IMAGE_MODEL = 500e6  # network and its activations
+BYTES_LGM = 900e6  # its activations
 BYTES_PER_CANDIDATE = 5e6  # its volume; they are made one after the other
 BYTES_PER_PIXEL = 12 * 4  # float32 RGB photo at feature size, its undistorted copy and the fit's
 BYTES_PER_FITTED_GAUSSIAN = 59 * 4 * 4 * 2  # splat.optimise.BYTES_PER_GAUSSIAN, which comes with torch
@@ -100,11 +102,16 @@ def estimate_text(
     return Estimate(seconds, memory, objects * 12e6)
 
 
-def estimate_image(objects: int, preset: ImagePreset, *, renderer: str, threads: int, on_gpu: bool) -> Estimate:
-    """For `objects` objects one after the other; `renderer` by name, which draws on the CPU in any case."""
+def estimate_image(
+    objects: int, preset: ImagePreset, *, renderer: str, threads: int, on_gpu: bool, lgm_parameters: float = 0.0
+) -> Estimate:
+    """For `objects` objects one after the other; `renderer` by name, which draws on the CPU in any case.
+
+    `lgm_parameters`: numbers in LGM's network and in the pipeline beside it, whose own time is not known; 0 for our network.
+    """
     speed = 1 + PARALLEL * (threads - 1)
     slow = REFERENCE_SLOWDOWN if renderer == "reference" else 1.0
-    network = preset.steps * SECONDS_PER_IMAGE_STEP / (GPU_SPEEDUP if on_gpu else speed)
+    network = (SECONDS_LGM if lgm_parameters else preset.steps * SECONDS_PER_IMAGE_STEP) / (GPU_SPEEDUP if on_gpu else speed)
     step = (
         SECONDS_PER_STEP
         + SECONDS_PER_STEP_MEGAPIXEL * preset.refine_side**2 / 1e6
@@ -113,7 +120,8 @@ def estimate_image(objects: int, preset: ImagePreset, *, renderer: str, threads:
     drawing = slow * (preset.refine_steps * step + _turntable(preset)) / speed
     mesh = SECONDS_CLOSED_MESH * (preset.mesh_resolution / 144) ** 3
     seconds = SECONDS_IMAGE_MODEL + objects * (network + SECONDS_CUT_OUT + SECONDS_OBJECT + mesh + drawing)
-    memory = BYTES_BASE + BYTES_MESHING + BYTES_IMAGE_MODEL + preset.max_gaussians * 14 * 4 * 4 * 2
+    model = 4 * lgm_parameters + BYTES_LGM if lgm_parameters else BYTES_IMAGE_MODEL
+    memory = BYTES_BASE + BYTES_MESHING + model + preset.max_gaussians * 14 * 4 * 4 * 2
     return Estimate(seconds, memory, objects * 15e6)
 
 

@@ -45,10 +45,10 @@ class Picture:
         return self.framing.camera(self.subject)
 
     def framed(self, side: int) -> Subject:
+        """For a network, which takes every picture to be from the protocol's distance."""
         from diffusion.subject import framed
 
-        s = self.subject
-        return framed(self.image, self.mask, self.framing, side, s.azimuth_deg, s.elevation_deg, s.distance)
+        return framed(self.image, self.mask, self.framing, side, self.subject.azimuth_deg, self.subject.elevation_deg)
 
 
 def mask_of(picture: Path, masks: Path | None) -> Path | None:
@@ -113,7 +113,8 @@ def read_picture(
     fov = 2 * math.degrees(math.atan(0.5 * width / framing.camera(subject).K[0, 0, 0]))
     warnings = []
     if meta.animated:
-        warnings.append(f"{path.name} is animated; its first picture is used.")
+        many = "has several pages" if meta.format == "TIFF" else "is animated"
+        warnings.append(f"{path.name} {many}; the first picture is used.")
     if found.doubts:
         warnings.append(
             f"{path.name}: the cut-out by {found.way} may be wrong ({'; '.join(found.doubts)}); see input.png, and give --mask "

@@ -176,10 +176,14 @@ def plan_images(options: Image) -> ImagePlan:
         raise InputError(f"--matting {options.matting} is no file; give a U2-Net or IS-Net model in ONNX form.")
     budget, background = memory_budget(options.memory_budget), colour(options.background)
     items, notices = _items(options)
+    lgm = _lgm_parameters(options.weights, items)
     complete = _complete(options, items)
     place = pick_place(options.device, options.threads, draw_on_cpu=True)
     objects = len(items) - len(complete)
-    estimate = estimate_image(objects, preset, renderer=place.renderer, threads=place.threads, on_gpu=place.device == "cuda")
+    on_gpu = place.device == "cuda"
+    estimate = estimate_image(
+        objects, preset, renderer=place.renderer, threads=place.threads, on_gpu=on_gpu, lgm_parameters=lgm
+    )
     if objects and estimate.memory > budget:
         raise InputError(
             f"The image job needs about {estimate.memory / 1e9:.1f} GB of memory, more than --memory-budget "
@@ -193,6 +197,26 @@ def plan_images(options: Image) -> ImagePlan:
     given = {name: getattr(options, name) for name in MOST_SAMPLED if getattr(options, name) is not None}
     sample = ImageSampleConfig(steps=preset.steps, threads=place.threads, **given)
     return ImagePlan(options, place, preset, background, sample, items, complete, tuple(notices), estimate)
+
+
+def _lgm_parameters(folder: Path | None, items: Sequence[ImageItem]) -> float:
+    """How many numbers LGM and its pipeline hold; 0 where the weights are not LGM's.
+
+    Raises `InputError` where it would need a multiview pipeline and there is none.
+    """
+    from diffusion.lgm_checkpoint import find_lgm, holds_lgm
+    from diffusion.lgm_to_3d import multiview_folder
+
+    if folder is None or not holds_lgm(folder):
+        return 0.0
+    beside = multiview_folder(folder)
+    if not beside.is_dir() and any(len(item.pictures) == 1 for item in items):
+        raise InputError(
+            f"LGM makes an object of four pictures and {beside}, the multiview pipeline that makes four of one, does not exist; "
+            "put one there (docs/public-checkpoints.md), or give four pictures with --views."
+        )
+    files = [find_lgm(folder), *beside.rglob("*.safetensors")]
+    return sum(file.stat().st_size for file in files) / 2  # in half precision on disk
 
 
 def load_generator(folder: Path | None, device: str) -> ImageGenerator:
@@ -352,7 +376,7 @@ def _generated(plan: ImagePlan, generator: ImageGenerator, pictures: tuple[Pictu
     made = yield from generator.generate(subjects, plan.options.seed, plan.sample)
     from diffusion.camera_distance import scaled_for_its_camera
 
-    splats = scaled_for_its_camera(made.splats.detach().to("cpu"), subjects[0], plan.place.threads)
+    splats = scaled_for_its_camera(made.splats.detach().to("cpu"), pictures[0].subject, plan.place.threads)
     if not bool((splats.opacities > VISIBLE).any()):
         raise StoppedLate(f"Nothing that can be seen came out for {pictures[0].name}; give another --seed or another picture.")
     return splats

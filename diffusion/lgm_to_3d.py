@@ -47,7 +47,7 @@ class LgmTo3D:
             raise InputError("No LGM weights ship with splatsmith; fetch them yourself and give their folder with --weights.")
         folder = Path(folder)
         model = load_lgm(folder, device)
-        beside = (folder if folder.is_dir() else folder.parent) / PIPELINE
+        beside = multiview_folder(folder)
         if not beside.is_dir():
             return LgmTo3D(model, None, (LICENCE,))
         pipeline = load_multiview_pipeline(beside, device)
@@ -77,6 +77,11 @@ class LgmTo3D:
         drawn = _rendered(splats, views, config.threads)
         yield Progress("splats", 1, 1, f"{len(splats):,} Gaussians", drawn.images[0])
         return Generated(splats, drawn)
+
+
+def multiview_folder(weights: Path) -> Path:
+    """Where the pipeline for single pictures lies, beside the weights or in their folder; it may not exist."""
+    return (weights if weights.is_dir() else weights.parent) / PIPELINE
 
 
 def quarter_views(views: Views, instead: Views | None = None) -> Views:

@@ -72,7 +72,7 @@ class ImageMeta:
     format: str  # "JPEG", "PNG", "WEBP", "HEIF", "TIFF", "GIF", "BMP"
     camera: str  # maker and model, "" when unknown
     orientation: int = 1  # the EXIF orientation that was applied
-    animated: bool = False  # it holds further pictures, of which the first is read
+    animated: bool = False  # it holds further pictures, frames or pages, of which the first is read
 
 
 def read_image(
@@ -212,7 +212,7 @@ def _meta(picture: Image.Image, orientation: int) -> ImageMeta:
     focal = _focal_px(tags, width, height)
     if orientation >= 5:
         width, height = height, width
-    animated = picture.format in ("GIF", "PNG", "WEBP") and bool(getattr(picture, "is_animated", False))
+    animated = picture.format in ("GIF", "PNG", "WEBP", "TIFF") and bool(getattr(picture, "is_animated", False))
     return ImageMeta(width, height, focal, picture.format or "", _camera(tags), orientation, animated)
 
 

@@ -411,17 +411,22 @@ def test_unusual_pictures_are_read(tmp_path):
     Image.fromarray(np.asarray(rgb.convert("L")).astype(np.uint16) * 257).save(tmp_path / "deep.png")
     frames = [rgb, rgb.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "pages.tiff", save_all=True, append_images=frames[1:])
     exif = Image.Exif()
     exif[0x0112] = 6
     rgb.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
     usual = read(plain)
-    for name in ("cmyk.jpg", "deep.png", "moving.gif", "turned.png"):
+    for name in ("cmyk.jpg", "deep.png", "moving.gif", "pages.tiff", "turned.png"):
         found = read(tmp_path / name)
         assert (found.framing.width, found.framing.height) == (90, 60), name
         assert found.framing.left == pytest.approx(usual.framing.left, abs=1.5), name
         overlap = (found.subject.alpha > 0.5) & (usual.subject.alpha > 0.5)
         assert float(overlap.sum() / (usual.subject.alpha > 0.5).sum()) > 0.95, name
-        assert (found.warnings == ("moving.gif is animated; its first picture is used.",)) == (name == "moving.gif")
+        told = {
+            "moving.gif": ("moving.gif is animated; the first picture is used.",),
+            "pages.tiff": ("pages.tiff has several pages; the first picture is used.",),
+        }
+        assert found.warnings == told.get(name, ()), name
 
 
 def test_the_estimate_grows_with_the_work(made, tmp_path):
@@ -433,3 +438,15 @@ def test_the_estimate_grows_with_the_work(made, tmp_path):
     one = estimate(cup)
     assert estimate(cup, vase).seconds > 1.3 * one.seconds and estimate(cup, vase).memory == one.memory
     assert estimate(cup, refine=0).seconds < one.seconds < estimate(cup, preset="quality").seconds
+
+
+def test_lgm_without_a_multiview_pipeline_wants_four_pictures(tmp_path, capsys):
+    """Told before anything is read: the names of its tensors say whose weights they are."""
+    from safetensors.torch import save_file
+
+    names = ("unet.conv_in.weight", "unet.mid_block.nets.0.conv1.weight", "conv.weight")
+    (tmp_path / "lgm").mkdir()
+    save_file({name: torch.zeros(1) for name in names}, tmp_path / "lgm" / "model.safetensors")
+    cup = picture(tmp_path / "cup.png")
+    assert splatsmith(cup, "--out", tmp_path / "R", "--weights", tmp_path / "lgm") == 2
+    assert "four pictures" in capsys.readouterr().err and not (tmp_path / "R").exists()
