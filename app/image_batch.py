@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
@@ -56,6 +57,8 @@ def image_batch(options: Image, load: Load | None = None) -> Generator[Progress,
         raise InputError(f"--jobs {options.jobs} is out of range; give 1 to {MOST_JOBS}.")
     if options.item_seconds is not None and not options.item_seconds > 0:
         raise InputError(f"--item-seconds {options.item_seconds:g} is no time; give more than 0.")
+    if options.cluster is not None:  # not this machine's, whose number of cores says nothing about the workers
+        options = dataclasses.replace(options, threads=options.threads or 1)
     plan, out = plan_images(options), Path(options.out)
     if options.resume and options.overwrite:
         plan = dataclasses.replace(plan, complete=plan.complete | replaced_so_far(out))
@@ -65,7 +68,7 @@ def image_batch(options: Image, load: Load | None = None) -> Generator[Progress,
     for sentence in plan.notices:
         yield Progress("notice", 1, 1, sentence)
     if plan.todo:
-        yield _estimated(plan, jobs)
+        yield _estimated(plan, jobs, on_cluster=options.cluster is not None)
     items = [Item(item.out.name, item.out, ", ".join(map(str, item.pictures)), item) for item in plan.items]
     stored = {name: _plain(value) for name, value in dataclasses.asdict(options).items()} | {
         "jobs": jobs,
@@ -91,7 +94,7 @@ def _on_machine(options: Image, plan: ImagePlan, load: Load) -> tuple[int, Image
 def _on_cluster(options: Image, plan: ImagePlan, load: Load) -> tuple[int, ImagePlan, Callable[[], Crew]]:
     from app.cluster import RayCrew, connect, places
 
-    threads, gpus = options.threads or 1, 1.0 if options.device == "cuda" else 0.0
+    threads, gpus = options.threads, 1.0 if options.device == "cuda" else 0.0
     room = places(connect(options.cluster), threads, gpus)
     jobs = min(options.jobs or room, room, max(len(plan.todo), 1))
     share = _share(plan, threads, memory_budget(options.memory_budget))
@@ -116,9 +119,11 @@ def _make(plan: ImagePlan, generator: ImageGenerator, item: Item, attempt: int) 
     return (yield from image_to_scene(plan, item.task, generator))
 
 
-def _estimated(plan: ImagePlan, jobs: int) -> Progress:
-    whole = dataclasses.replace(plan, estimate=dataclasses.replace(plan.estimate, memory=plan.estimate.memory * jobs))
-    return whole.estimated()
+def _estimated(plan: ImagePlan, jobs: int, on_cluster: bool) -> Progress:
+    """Of `jobs` workers: those of one machine share its threads, those of a cluster each have as many as the plan was for."""
+    one = plan.estimate
+    seconds = one.seconds * math.ceil(len(plan.todo) / jobs) / len(plan.todo) if on_cluster else one.seconds
+    return dataclasses.replace(plan, estimate=dataclasses.replace(one, seconds=seconds, memory=one.memory * jobs)).estimated()
 
 
 def _plain(value: Any) -> Any:

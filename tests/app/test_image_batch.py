@@ -17,7 +17,7 @@ import torch
 from app import commands
 from app.batch import read_batch
 from app.cli import BAD_INPUT, CANCELLED, DONE, PARTIAL, run
-from app.image_batch import MakeImages, _on_machine, image_batch, makes_batch
+from app.image_batch import MakeImages, _estimated, _on_machine, image_batch, makes_batch
 from app.image_pipeline import plan_images
 from app.presets import IMAGE_PRESETS, ImagePreset
 from app.result_folder import is_complete
@@ -188,3 +188,12 @@ def test_ctrl_c_and_going_on_from_the_command_line(tmp_path):
     )
     assert done.returncode == DONE, done.stderr
     assert read_batch(out)["counts"] == {"total": 4, "done": 4 - counts["done"], "skipped": counts["done"]}
+
+
+def test_workers_of_a_cluster_are_machines_of_their_own(tmp_path):
+    """Twice the workers there take half of the time; those of one machine share its cores, and all need their memory."""
+    plan = plan_images(options(write_pictures(tmp_path / "in", 8), out=tmp_path / "R"))
+    told = {(n, far): _estimated(plan, n, far).values for n in (1, 4) for far in (False, True)}
+    assert told[4, True]["seconds"] == pytest.approx(told[1, True]["seconds"] / 4)
+    assert told[4, False]["seconds"] == told[1, False]["seconds"]
+    assert told[4, True]["memory"] == told[4, False]["memory"] == 4 * told[1, False]["memory"]
