@@ -167,7 +167,7 @@ def info(options: commands.Info, talk: Talk) -> int:
 
 
 def ui(options: commands.Ui, talk: Talk) -> int:
-    from app.ui import serve
+    from app.studio.page import serve
 
     serve(options)
     return DONE
@@ -237,8 +237,13 @@ def _object_summary(out: Path, report: dict) -> str:
 
 def _refined_summary(out: Path, report: dict) -> str:
     told = report["refine"]
-    verdict = "the refined splats are kept" if told["kept"] == "refined" else "the splats stay as they were"
-    return f"{out}: {told['set']} {told['before']['psnr']:.2f} dB before, {told['after']['psnr']:.2f} dB after; {verdict}"
+    figures = [
+        f"{told[name]['before']['psnr']:.2f} -> {told[name]['after']['psnr']:.2f} dB {name}"
+        for name in ("train", "holdout")
+        if told[name]
+    ]
+    verdict = "the refined splats are kept" if told["kept"] == "refined" else "that did not help, the splats are the old ones"
+    return f"{out}: {', '.join(figures)}; {verdict}"
 
 
 def _told(found: dict) -> str:

@@ -137,6 +137,8 @@ class Image(Job):
     fov: float | None = None
     """Angle of view across the width of the picture, in degrees; by default what its EXIF data say, or what the network was
     trained on."""
+    text: str = ""
+    """What the picture shows, such as "a red chair", for --weights that also take text; the shipped ones do not."""
     steps: int | None = None
     """Network calls of the diffusion; the preset decides by default."""
     guidance: float | None = None
@@ -288,6 +290,8 @@ class Train(Machine):
     """Objects at a time, in the steps that read objects."""
     space: Literal["pixel", "latent"] = "pixel"
     """What image-denoiser denoises: small pictures, or latents of the autoencoder trained before."""
+    text: bool = False
+    """The network of image-denoiser also takes a sentence about the object; it learns from their nouns."""
     clip: Path | None = None
     """Folder of a CLIP text model in transformers' form, to read the captions in place of MiniLM; the same in every step."""
     presumed_licences: bool = False
@@ -327,6 +331,10 @@ class Ui(Machine):
     """Most jobs that may wait, of all visitors together."""
     per_minute: int = 30
     """Most jobs that one visitor may ask for in a minute."""
+    auth: Annotated[str | None, arg(metavar="USER:PASSWORD")] = None
+    """Who may enter. Other users of this machine can read it here; SPLATSMITH_AUTH or --auth-file keep it to yourself."""
+    auth_file: Annotated[Path | None, arg(metavar="FILE")] = None
+    """File that holds USER:PASSWORD."""
 
 
 Command = (

@@ -1,0 +1,170 @@
+"""The page, and the server that it comes from. Neither imports torch: the page is there within seconds."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+import tempfile
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+import gradio as gr
+from fastapi import FastAPI
+from starlette.requests import Request
+
+from app import commands
+from app.queue import JobQueue, QueueLimits, default_root
+from app.queue_worker import Prepare, prepare_pipelines
+from app.studio.errands import Errands
+from app.studio.files import file_routes
+from app.studio.guard import Guard
+from app.studio.studio import Studio
+from app.studio.text_tab import text_tab
+from splat.errors import InputError
+
+UPLOADS_STAY = 7200  # seconds that a file of a visitor's stays before and after the job was asked for, which has a copy
+FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # what the visitor's machine has: none is fetched
+MONO = ["ui-monospace", "Consolas", "monospace"]
+
+
+def serve(options: commands.Ui, prepare: Prepare = prepare_pipelines) -> None:
+    """Serve the page until interrupted. Raises `InputError` for options that cannot work and for a port that is taken."""
+    listener = _listen(options)
+    uploads = Path(tempfile.mkdtemp(prefix="splatsmith-"))
+    queue = errands = None
+    try:
+        queue = JobQueue(options.root or default_root(), QueueLimits.of(options), prepare)
+        errands = Errands(uploads, queue.limits.threads or os.cpu_count() or 1)
+        app = build_app(Studio(queue, errands, uploads / "uploads", options), sign_in(options))
+        queue.start()
+        _run(app, listener, options)
+    finally:
+        if errands:
+            errands.close()
+        if queue:
+            queue.close()
+        listener.close()
+        shutil.rmtree(uploads, ignore_errors=True)
+
+
+def build_app(studio: Studio, auth: tuple[str, str] | None = None) -> FastAPI:
+    """The whole server as an ASGI application; `auth` is a user name and password."""
+    os.environ["GRADIO_TEMP_DIR"] = str(studio.uploads)  # read when components are made
+    studio.uploads.mkdir(parents=True, exist_ok=True)
+    _fetch_nothing()
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    page = build_page(studio)
+    page.queue(default_concurrency_limit=None, max_size=500)  # handlers ask the job queue and are done
+    part = resources.files("app.studio")
+    app = gr.mount_gradio_app(
+        app,
+        page,
+        path="/",
+        auth=auth,
+        auth_message="This page asks for a name and a password." if auth else None,
+        max_file_size=studio.queue.limits.uploads.bytes,
+        show_error=True,
+        footer_links=["api", "settings"],
+        run_history=False,
+        ssr_mode=False,
+        theme=_theme(),
+        css=part.joinpath("theme.css").read_text(),
+        head=part.joinpath("head.html").read_text(),
+    )
+    inner = app.routes[-1].app  # gradio's
+    app.router.routes[:0] = file_routes(studio.queue, lambda request: _signed_in(inner, request))
+    app.add_middleware(Guard, uploads=studio.uploads, upload_bytes=studio.queue.limits.uploads.bytes + 1_000_000)
+    return app
+
+
+def build_page(studio: Studio) -> gr.Blocks:
+    with gr.Blocks(title="splatsmith", analytics_enabled=False, delete_cache=(600, UPLOADS_STAY), fill_width=True) as page:
+        gr.HTML(resources.files("app.studio").joinpath("header.html").read_text(), elem_id="ss-header")
+        with gr.Tabs(elem_id="ss-tabs"):
+            with gr.Tab("Text", id="text"):
+                views = [text_tab(studio)]
+        for view in views:
+            view.look(page.load(lambda: "", None, view.selected, api_visibility="private", queue=False, show_progress="hidden"))
+    return page
+
+
+def sign_in(options: commands.Ui) -> tuple[str, str] | None:
+    """USER:PASSWORD of --auth, of the file of --auth-file, or of SPLATSMITH_AUTH. Raises `InputError` for half of one."""
+    told = options.auth
+    if options.auth_file is not None:
+        try:
+            told = options.auth_file.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"--auth-file {options.auth_file} cannot be read; give a text file with USER:PASSWORD.") from error
+    told = told or os.environ.get("SPLATSMITH_AUTH")
+    if told is None or told == "":
+        return None
+    user, colon, password = told.partition(":")
+    if not (user.strip() and colon and password):
+        raise InputError("The name and password of the page are written as USER:PASSWORD, and neither may be empty.")
+    return user.strip(), password
+
+
+def _theme() -> gr.themes.Base:
+    theme = gr.themes.Base(primary_hue="teal", neutral_hue="gray", font=FONT, font_mono=MONO, radius_size="md")
+    return theme.set(
+        body_background_fill="*neutral_50",
+        body_background_fill_dark="#101316",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_text_color="white",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_600",
+        button_primary_text_color_dark="white",
+    )
+
+
+def _fetch_nothing() -> None:
+    """Gradio downloads what a visitor gives as URL in place of a file; here nobody's URL is followed."""
+    from gradio import processing_utils
+
+    async def refuse(url: str, cache_dir: str) -> str:
+        raise gr.Error("Give the file itself; nothing is fetched by URL.", print_exception=False)
+
+    processing_utils.async_ssrf_protected_download = refuse
+
+
+def _signed_in(gradio_app: Any, request: Request) -> bool:
+    """As gradio judges its own routes."""
+    if gradio_app.auth is None:
+        return True
+    names = (f"access-token-{gradio_app.cookie_id}", f"access-token-unsecure-{gradio_app.cookie_id}")
+    return any(request.cookies.get(name) in gradio_app.tokens for name in names)
+
+
+def _listen(options: commands.Ui) -> socket.socket:
+    if not 1 <= options.port <= 65535:
+        raise InputError(f"--port {options.port} is no port; give 1 to 65535.")
+    try:
+        family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((options.host, options.port))
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        taken = error.errno == errno.EADDRINUSE
+        reason = "" if taken else f" ({error.strerror or error})"
+        raise InputError(
+            f"The page cannot listen on {options.host}:{options.port}{reason}; give another {'--port' if taken else '--host or --port'}."
+        ) from error
+    return listener
+
+
+def _run(app: FastAPI, listener: socket.socket, options: commands.Ui) -> None:
+    import uvicorn
+
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    if not options.quiet:
+        print(f"The page is at http://{host}:{options.port} (Ctrl-C ends it).", flush=True)
+    config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=2)
+    uvicorn.Server(config).run(sockets=[listener])

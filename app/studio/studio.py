@@ -1,0 +1,102 @@
+"""What the tabs share."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import gradio as gr
+
+from app import commands
+from app.queue import JobQueue, JobRecord
+from app.studio.errands import Errands
+from app.studio.visitor import session_of
+from splat.errors import InputError, SplatsmithError
+
+
+@dataclass(frozen=True)
+class Studio:
+    """The page's server, as the tabs see it."""
+
+    queue: JobQueue
+    errands: Errands
+    uploads: Path  # folder of what visitors sent and gradio serves
+    options: commands.Ui
+
+    def record(self, selected: str, request: gr.Request) -> JobRecord:
+        """The job of "ID" or "ID/NUMBER OF RESULT". Raises `InputError` for one that is not this visitor's."""
+        return self.queue.get(str(selected).partition("/")[0], session_of(request))
+
+    def records(self, kind: str, request: gr.Request) -> list[JobRecord]:
+        """Of this visitor and `kind`, or of all kinds for "library"; newest first."""
+        found = self.queue.jobs(session_of(request))
+        return [record for record in found if kind in ("library", kind_of(record))]
+
+    def lend(self, file: Path) -> Path:
+        """`file` under a path that nobody guesses, where gradio may serve it for a while."""
+        folder = self.uploads / secrets.token_hex(32)
+        folder.mkdir(parents=True)
+        try:
+            (folder / file.name).hardlink_to(file)
+        except OSError:  # another disk
+            shutil.copyfile(file, folder / file.name)
+        return folder / file.name
+
+    def common(self, preset: str, seed: float | None) -> dict:
+        """Options that every job has. Raises `InputError`."""
+        return {"out": Path("chosen-by-the-queue"), "preset": one_of(PRESETS, preset, "preset"), "seed": whole(seed, "seed") or 0,
+                "device": self.options.device}  # fmt: skip
+
+
+PRESETS = ("draft", "standard", "quality")
+
+
+def kind_of(record: JobRecord) -> str:
+    """The tab that a job belongs to."""
+    many = record.kind == "image" and len(record.options.get("inputs", ())) > 1 and not record.options.get("views")
+    return "batch" if many else record.kind
+
+
+def result_of(record: JobRecord, selected: str) -> Path | None:
+    """The result folder that "ID" (the first) or "ID/NUMBER" means; None where there is none."""
+    number = str(selected).partition("/")[2] or "0"
+    at = int(number) if number.isdecimal() and len(number) < 6 else 0
+    return record.results[at] if at < len(record.results) else None
+
+
+def sentence(error: SplatsmithError) -> gr.Error:
+    """The same sentence on the page."""
+    return gr.Error(str(error), duration=None, print_exception=False)
+
+
+def one_of(allowed: tuple[str, ...], value: object, name: str) -> str:
+    if value not in allowed:
+        raise InputError(f"{name} is one of {', '.join(allowed)}.")
+    return str(value)
+
+
+def whole(value: float | None, name: str) -> int | None:
+    """A number field as an integer; None where it is empty."""
+    if value is None or value == "":
+        return None
+    try:
+        number = float(value)
+        if number != int(number):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"{name} is no whole number.") from None
+    return int(number)
+
+
+def decimal(value: float | None, name: str) -> float | None:
+    if value is None or value == "":
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{name} is no number.") from None
+    if number != number or abs(number) == float("inf"):
+        raise InputError(f"{name} is no number.")
+    return number
