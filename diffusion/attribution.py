@@ -12,6 +12,11 @@ LICENCES = {  # as sources write them -> where they are
     "CC-BY-3.0": "https://creativecommons.org/licenses/by/3.0/",
     "CC-BY-3.0-US": "https://creativecommons.org/licenses/by/3.0/us/",
     "CC-BY-4.0": "https://creativecommons.org/licenses/by/4.0/",
+    "CC-BY-SA-4.0": "https://creativecommons.org/licenses/by-sa/4.0/",
+    "CC-BY-ND-4.0": "https://creativecommons.org/licenses/by-nd/4.0/",
+    "CC-BY-NC-4.0": "https://creativecommons.org/licenses/by-nc/4.0/",
+    "CC-BY-NC-SA-4.0": "https://creativecommons.org/licenses/by-nc-sa/4.0/",
+    "CC-BY-NC-ND-4.0": "https://creativecommons.org/licenses/by-nc-nd/4.0/",
 }
 MANY = 40  # objects whose names are no longer listed where no licence asks for them
 

@@ -6,20 +6,23 @@ for validation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion.data.object_views import input_camera
 from diffusion.field import FIELD_LIMIT
 from diffusion.field_bank import FieldBank
 from diffusion.field_codec import FieldCodec
 from diffusion.models.attribute_predictor import AttributePredictor
+from diffusion.models.dense_attributes import DenseAttributes
 from diffusion.models.volume_unet import VolumeUNet
-from diffusion.text_stages import field_splats, interpolated, upsampled
-from diffusion.train_attributes import FineExamples, field_loss
+from diffusion.text_config import TextSampleConfig
+from diffusion.text_encoder import TextEncoder
+from diffusion.text_stages import Draft, FieldStage, ShapeStage, field_splats, interpolated, upsampled
+from diffusion.train_attributes import FineExamples, MadeBefore, field_loss
 from diffusion.training import Sheet
 from splat.gaussians import Splats
 from splat.metrics import psnr
@@ -27,6 +30,11 @@ from splat.render import RenderOptions, render
 
 COUNT = 8  # objects on a sheet of a later stage
 SIDE = 128  # px of one picture
+SHEET_PROMPTS = (
+    "a red chair", "a green tree", "a wooden table", "a street lamp", "a sword", "a blue car", "a house with a red roof",
+    "an orange pumpkin", "a yellow banana", "a white bed", "a knight", "a black sofa", "a purple mushroom", "a grey rock",
+    "a spaceship", "a brown barrel",
+)  # fmt: skip
 
 
 @torch.no_grad()
@@ -71,28 +79,45 @@ def upsampler_sheet(bank: FieldBank, volumes: Path, codec: FieldCodec) -> Sheet:
     return sheet
 
 
-def attribute_sheet(bank: FieldBank, volumes: Path, codec: FieldCodec, upsampler: VolumeUNet) -> Sheet:
-    """Rows: fitted volumes, those predicted from their true fields, those from coarse fields through codec and upsampler.
+def attribute_sheet(bank: FieldBank, volumes: Path, made_before: Callable[[FineExamples], MadeBefore]) -> Sheet:
+    """Rows: fitted volumes, those predicted from their true fields, those from fields that the stage before made of them.
 
-    Figures: PSNR of the last two rows' pictures against the first's.
+    Figures: PSNR of the last two rows' pictures against the first's. `made_before` gives that stage for the shown examples.
     """
     examples, chosen = shown_examples(bank, volumes)
     text = bank.text.features([bank.captions[examples.rows[i]][0] for i in chosen])
+    before = made_before(examples)
 
     @torch.no_grad()
-    def sheet(network: AttributePredictor) -> tuple[Tensor, dict[str, float]]:
+    def sheet(network: AttributePredictor | DenseAttributes) -> tuple[Tensor, dict[str, float]]:
         device = next(network.parameters()).device
         words, resolution, offset = text.to(device), network.config.resolution, network.config.max_offset
-        coarse = codec.decode(codec.encode(torch.stack([examples.coarse(i) for i in chosen]))).to(device)
         fields = {
             "psnr": torch.stack([examples.fine(i) for i in chosen]).to(device),
-            "psnr_upsampled": upsampled(upsampler.to(device), coarse, bank.limit, words),
+            "psnr_made": before(chosen, words, torch.Generator().manual_seed(0)).to(device),
         }
         rows, figures = [drawn([examples.volume(i).to_splats() for i in chosen])], {}
         for name, given in fields.items():
-            volume = network(given, words.pooled).volume(len(chosen), resolution, offset).to("cpu")
+            out = network(given, words.tokens, words.mask, words.pooled)
+            volume = out.volume(len(chosen), resolution, offset).to("cpu")
             rows.append(drawn([volume.to_splats(b) for b in range(len(chosen))]))
             figures[name] = float(psnr(rows[-1], rows[0]).mean())
         return sheet_of(torch.cat(rows), len(chosen)), figures
+
+    return sheet
+
+
+def prompt_sheet(
+    stage_of: Callable[[nn.Module], ShapeStage | FieldStage], encoder: TextEncoder, prompts: Sequence[str], device: str
+) -> Sheet:
+    """What the first stage of a network on `device` makes of each prompt, seeds 0, 1, ...; figure: agreement with the text."""
+    words = [encoder.encode([prompt]).to(device) for prompt in prompts]
+
+    @torch.no_grad()
+    def sheet(network: nn.Module) -> tuple[Tensor, dict[str, float]]:
+        own = stage_of(network)
+        drafts = [own(Draft(text, seed), TextSampleConfig()) for seed, text in enumerate(words)]
+        pictures = sheet_of(drawn([draft.splats().to("cpu") for draft in drafts]))
+        return pictures, {"agreement": sum(own.agreement(d) for d in drafts) / len(drafts)}
 
     return sheet

@@ -1,25 +1,29 @@
 """Text to 3D, coarse to fine: each stage adds to a `Draft` what the next one needs.
 
-GVGEN (He et al. 2024) has two: a distance field by diffusion, then all attributes of its Gaussians. Here the field is made at
-16 nodes to a side, where diffusion is cheap, and a stage between the two brings it to 32.
+GVGEN (He et al. 2024) has two: a distance field by diffusion, then all attributes of its Gaussians (`FieldStage`, then
+`AttributeStage`). What ships makes the field at 16 nodes to a side, where diffusion is cheap, and a stage between the two
+brings it to 32 (`ShapeStage`, `DetailStage`, `AttributeStage`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion.field import FIELD_LIMIT, colour_of, distance_of
 from diffusion.field_codec import FieldCodec
 from diffusion.guidance import GuidanceSchedule, guided
 from diffusion.models.attribute_predictor import AttributePredictor
+from diffusion.models.dense_attributes import DenseAttributes
+from diffusion.models.field_denoiser import FieldDenoiser
 from diffusion.models.latent_denoiser import LatentDenoiser
 from diffusion.models.volume_unet import VolumeUNet
-from diffusion.samplers.sampling import sample
+from diffusion.samplers.sampling import Denoiser, sample
 from diffusion.samplers.scheduler import EIScheduler
 from diffusion.text_config import TextSampleConfig
 from diffusion.text_encoder import TextFeatures
@@ -28,6 +32,7 @@ from splat.gaussians import Splats
 from splat.sh import from_rgb
 
 AGREEMENT_LEVELS = (-2.0, -1.0, 0.0, 1.0)  # ln(alpha / sigma) at which a sample is held against its text
+LEVELS_OF = 384  # numbers in a latent for which levels are meant
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Draft:
 
     text: TextFeatures  # of one sentence
     seed: int
-    latent: Tensor | None = None  # [K]
+    latent: Tensor | None = None  # x_0 of the diffusion: [K], or [C, R, R, R] of a dense field
     field: Tensor | None = None  # [1, 4, R, R, R], the finest so far
     limit: float = FIELD_LIMIT  # world units at which it is cut off
     volume: SplatVolume | None = None
@@ -64,37 +69,29 @@ class ShapeStage:
 
     @torch.no_grad()
     def __call__(self, draft: Draft, config: TextSampleConfig) -> Draft:
-        generator = torch.Generator().manual_seed(draft.seed)
-        noise = torch.randn(1, self.codec.dimensions, generator=generator).to(draft.text.pooled.device)
-        scheduler = EIScheduler(prediction_type="sample", plan=config.plan, grid="log_snr")
-        scheduler.set_timesteps(config.steps)
-        denoise = guided(
-            self._denoiser(draft.text), self._denoiser(draft.text, without=True), GuidanceSchedule(config.guidance)
-        )
-        latent = sample(denoise, scheduler, noise, generator)
+        latent = _sampled(self.denoiser, (self.codec.dimensions,), draft, config)
         return replace(draft, latent=latent[0], field=self.codec.decode(latent), limit=self.codec.limit)
 
     @torch.no_grad()
     def agreement(self, draft: Draft) -> float:
-        """How much better the text explains the shape than no text: higher is better (Li et al. 2023, diffusion classifier).
+        return _agreement(self.denoiser, draft)
 
-        The mean over noise levels of the relative drop of the denoising error; the same noise for every candidate.
-        """
-        noise = torch.randn(1, self.codec.dimensions, generator=torch.Generator().manual_seed(0)).to(draft.latent)
-        drops = []
-        for level in AGREEMENT_LEVELS:
-            alpha, sigma = 1 / math.sqrt(1 + math.exp(-2 * level)), 1 / math.sqrt(1 + math.exp(2 * level))
-            x = alpha * draft.latent + sigma * noise
-            errors = [(self._denoiser(draft.text, w)(x, alpha, sigma) - draft.latent).square().mean() for w in (False, True)]
-            drops.append(1 - float(errors[0] / errors[1].clamp_min(1e-12)))
-        return sum(drops) / len(drops)
 
-    def _denoiser(self, text: TextFeatures, without: bool = False):
-        def denoise(x: Tensor, alpha: float, sigma: float) -> Tensor:
-            a, s, w = (torch.full((len(x),), v, device=x.device) for v in (alpha, sigma, without))
-            return self.denoiser(x, a, s, text.tokens, text.mask, text.pooled, w)
+@dataclass(frozen=True)
+class FieldStage:
+    """Diffusion on the dense grid, as GVGEN has it: noise and a sentence -> the fine field at once."""
 
-        return denoise
+    denoiser: FieldDenoiser
+    name: str = "field"
+
+    @torch.no_grad()
+    def __call__(self, draft: Draft, config: TextSampleConfig) -> Draft:
+        x0 = _sampled(self.denoiser, self.denoiser.mean.shape, draft, config)
+        return replace(draft, latent=x0[0], field=self.denoiser.decode(x0), limit=FIELD_LIMIT)
+
+    @torch.no_grad()
+    def agreement(self, draft: Draft) -> float:
+        return _agreement(self.denoiser, draft)
 
 
 @dataclass(frozen=True)
@@ -113,14 +110,56 @@ class DetailStage:
 class AttributeStage:
     """One pass: the fine field and the sentence -> Gaussians."""
 
-    predictor: AttributePredictor
+    predictor: AttributePredictor | DenseAttributes
     name: str = "attributes"
 
     @torch.no_grad()
     def __call__(self, draft: Draft, config: TextSampleConfig) -> Draft:
-        out = self.predictor(draft.field, draft.text.pooled)
+        out = self.predictor(draft.field, draft.text.tokens, draft.text.mask, draft.text.pooled)
         volume = out.volume(1, self.predictor.config.resolution, self.predictor.config.max_offset)
         return replace(draft, volume=volume)
+
+
+def level_shift(shape: Sequence[int]) -> float:
+    """What to add to ln(alpha / sigma) meant for a short latent, so that x_0 of `shape` is as well known at that level."""
+    return -0.5 * math.log(math.prod(shape) / LEVELS_OF) if len(shape) > 1 else 0.0
+
+
+def _sampled(denoiser: nn.Module, shape: Sequence[int], draft: Draft, config: TextSampleConfig) -> Tensor:
+    """[1, *shape] x_0 from noise, guided by the text."""
+    generator = torch.Generator().manual_seed(draft.seed)
+    noise = torch.randn(1, *shape, generator=generator).to(draft.text.pooled.device)
+    scheduler = EIScheduler(prediction_type="sample", plan=config.plan, grid="log_snr")
+    scheduler.set_timesteps(config.steps)
+    denoise = guided(_of(denoiser, draft.text), _of(denoiser, draft.text, without=True), GuidanceSchedule(config.guidance))
+    return sample(denoise, scheduler, noise, generator)
+
+
+def _agreement(denoiser: nn.Module, draft: Draft) -> float:
+    """How much better the text explains the shape than no text: higher is better (Li et al. 2023, diffusion classifier).
+
+    The mean over noise levels of the relative drop of the denoising error; the same noise for every candidate.
+    """
+    x0 = draft.latent[None]
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)).to(x0)
+    drops = []
+    for level in AGREEMENT_LEVELS:
+        level = level + level_shift(draft.latent.shape)
+        alpha, sigma = 1 / math.sqrt(1 + math.exp(-2 * level)), 1 / math.sqrt(1 + math.exp(2 * level))
+        x = alpha * x0 + sigma * noise
+        errors = [(_of(denoiser, draft.text, w)(x, alpha, sigma) - x0).square().mean() for w in (False, True)]
+        drops.append(1 - float(errors[0] / errors[1].clamp_min(1e-12)))
+    return sum(drops) / len(drops)
+
+
+def _of(denoiser: nn.Module, text: TextFeatures, without: bool = False) -> Denoiser:
+    """A network as a function of x and the noise level, with a text or told to do without."""
+
+    def denoise(x: Tensor, alpha: float, sigma: float) -> Tensor:
+        a, s, w = (torch.full((len(x),), v, device=x.device) for v in (alpha, sigma, without))
+        return denoiser(x, a, s, text.tokens, text.mask, text.pooled, w)
+
+    return denoise
 
 
 def interpolated(coarse: Tensor, limit: float, resolution: int, fine_limit: float = FIELD_LIMIT) -> Tensor:

@@ -1,6 +1,7 @@
 """A sentence in, a volume of Gaussians out: the shipped networks put together, and how they are kept on disk.
 
-A folder of weights (`weights_folder`) holds licences and training facts, the codec, the vocabulary, and each network.
+A folder of weights (`weights_folder`) says which stages it is for, and holds licences and training facts, the vocabulary, the
+networks of each stage, and the first one's codec where it has one.
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from diffusion.field import FIELD_CHANNELS
 from diffusion.field_codec import FieldCodec, from_bytes, to_bytes
 from diffusion.models.attribute_predictor import AttributePredictor
+from diffusion.models.dense_attributes import DenseAttributes
+from diffusion.models.field_denoiser import FieldDenoiser
 from diffusion.models.latent_denoiser import LatentDenoiser
 from diffusion.models.volume_unet import VolumeUNet
 from diffusion.text_config import TextSampleConfig
 from diffusion.text_encoder import ClipConfig, TextEncoder, load_text_encoder
-from diffusion.text_stages import AttributeStage, DetailStage, Draft, ShapeStage, Stage
+from diffusion.text_stages import AttributeStage, DetailStage, Draft, FieldStage, ShapeStage, Stage
 from diffusion.vocabulary import Vocabulary
 from diffusion.volume import SplatVolume
 from diffusion.weights_folder import BROKEN, FROM_DISK, claim, damaged, read_about, shipped, write_about
@@ -29,7 +33,12 @@ from splat.io.atomic import atomically
 from splat.progress import Progress
 
 FORMAT = "splatsmith text 1"
-NETWORKS = {"denoiser": LatentDenoiser, "upsampler": VolumeUNet, "attributes": AttributePredictor}
+COARSE_TO_FINE = ("ShapeStage", "DetailStage", "AttributeStage")  # also of weights that do not say
+DENSE = ("FieldStage", "AttributeStage")
+NETWORKS = {
+    COARSE_TO_FINE: {"denoiser": LatentDenoiser, "upsampler": VolumeUNet, "attributes": AttributePredictor},
+    DENSE: {"denoiser": FieldDenoiser, "attributes": DenseAttributes},
+}
 WHAT = "text to 3-D"
 PREVIEW_SIDE = 192  # px
 
@@ -61,25 +70,28 @@ class TextToVolume:
         Raises InputError when a file is missing, damaged, altered or of another shape, with the remedy.
         """
         folder = Path(folder) if folder is not None else shipped_weights()
-        needed = [*(f"{name}/config.json" for name in NETWORKS), "tables.safetensors"]
-        facts = read_about(folder, FORMAT, needed, WHAT)
+        facts = read_about(folder, FORMAT, ["tables.safetensors"], WHAT)
         try:
-            codec, vocabulary = _tables(folder, facts)
+            names = tuple(facts.get("stages", COARSE_TO_FINE))
+            if names not in NETWORKS:
+                raise ValueError(f"its stages are {', '.join(map(str, names))}, which this version does not know")
+            missing = [name for name in NETWORKS[names] if f"{name}/config.json" not in facts["files"]]
+            if missing:
+                raise ValueError(f"it does not list {', '.join(f'{name}/config.json' for name in missing)}")
+            tables = load_file(folder / "tables.safetensors")
+            vocabulary = _vocabulary(tables, facts)
             networks = {
-                name: kind.from_pretrained(folder / name, **FROM_DISK).float().eval() for name, kind in NETWORKS.items()
+                name: kind.from_pretrained(folder / name, **FROM_DISK).float().eval() for name, kind in NETWORKS[names].items()
             }
-            _check_fit(codec, vocabulary, networks)
+            stages = _stages(names, networks, tables, facts, device)
+            _check_text_widths(vocabulary, networks)
             licences = tuple(str(x) for x in facts["licences"])
         except BROKEN as error:
             raise damaged(folder, WHAT, error) from error
-        networks = {name: network.to(device) for name, network in networks.items()}
-        stages = (
-            ShapeStage(networks["denoiser"], codec.to(device)),
-            DetailStage(networks["upsampler"]),
-            AttributeStage(networks["attributes"]),
-        )
+        for network in networks.values():
+            network.to(device)
         encoder = encoder or _encoder(folder, facts["facts"], device)
-        _check_text(folder, encoder, networks)
+        _check_text(folder, encoder, (networks["denoiser"].config.text_dim, vocabulary.directions.shape[-1]))
         return TextToVolume(stages, encoder, vocabulary, licences, facts)
 
     def generate(
@@ -87,7 +99,8 @@ class TextToVolume:
     ) -> Generator[Progress, None, TextSamples]:
         """One cube per (prompt, seed); it depends on those and `config` alone, not on what else is asked for.
 
-        Yields `Progress(stage, done, total)` with stages "shape", "detail" and "attributes", each with a preview [H, W, 3].
+        Yields `Progress(stage, done, total)` with the names of the stages ("shape", "detail" and "attributes" of the shipped
+        weights), each with a preview [H, W, 3].
         """
         if len(prompts) != len(seeds) or not prompts:
             raise InputError(f"{len(prompts)} prompts and {len(seeds)} seeds were given; give one seed to each prompt.")
@@ -114,11 +127,10 @@ def _encoder(folder: Path, facts: dict, device: torch.device | str) -> TextEncod
     return load_text_encoder(ClipConfig(folder / "clip", int(facts["clip_max_tokens"])), device)
 
 
-def _check_text(folder: Path, encoder: TextEncoder, networks: dict[str, nn.Module]) -> None:
-    """Raises InputError for an encoder whose features are not as wide as what the networks read."""
+def _check_text(folder: Path, encoder: TextEncoder, read: tuple[int, int]) -> None:
+    """Raises InputError for an encoder whose features, of tokens and pooled, are not as wide as what the networks read."""
     features = encoder.encode(["a"])
     own = (features.tokens.shape[2], features.pooled.shape[1])
-    read = (networks["denoiser"].config.text_dim, networks["denoiser"].config.pooled_dim)
     if own != read:
         raise InputError(
             f"The weights in {folder} read text features of {read[0]} and {read[1]} numbers, and the text encoder gives "
@@ -132,48 +144,65 @@ def shipped_weights() -> Path:
 
 
 def save_text_weights(
-    folder: Path,
-    codec: FieldCodec,
-    vocabulary: Vocabulary,
-    networks: dict[str, nn.Module],
-    licences: Sequence[str],
-    facts: dict,
+    folder: Path, stages: Sequence[Stage], vocabulary: Vocabulary, licences: Sequence[str], facts: dict
 ) -> None:
-    """Everything in half precision, and weights.json last: a folder with it is whole. `facts` is anything JSON holds."""
-    from safetensors.torch import save_file
+    """Everything in half precision, and weights.json last: a folder with it is whole. `facts` is anything JSON holds.
 
+    The stages' networks are left in half precision.
+    """
+    names = tuple(type(stage).__name__ for stage in stages)
+    assert names in NETWORKS, names
     claim(folder, FORMAT)
-    rows, steps = zip(*(to_bytes(row) for row in codec.basis), strict=True)
-    tables = {
-        "mean": codec.mean.half(), "basis": torch.stack(rows), "basis_steps": torch.stack(steps),
-        "scales": codec.scales.contiguous(), "directions": vocabulary.directions.half().contiguous(),
-    }  # fmt: skip
+    tables = {"directions": vocabulary.directions.half().contiguous()}
+    about = {"stages": list(names), "names": list(vocabulary.names), "licences": list(licences), "facts": facts}
+    if names == COARSE_TO_FINE:
+        codec = stages[0].codec
+        rows, steps = zip(*(to_bytes(row) for row in codec.basis), strict=True)
+        tables |= {
+            "mean": codec.mean.half(), "basis": torch.stack(rows), "basis_steps": torch.stack(steps),
+            "scales": codec.scales.contiguous(),
+        }  # fmt: skip
+        about |= {"resolution": codec.resolution, "limit": codec.limit}
+        networks = {"denoiser": stages[0].denoiser, "upsampler": stages[1].upsampler, "attributes": stages[2].predictor}
+    else:
+        networks = {"denoiser": stages[0].denoiser, "attributes": stages[1].predictor}
     with atomically(folder / "tables.safetensors") as temporary:
         save_file(tables, str(temporary))
-    for name in NETWORKS:
-        networks[name].half().save_pretrained(folder / name, safe_serialization=True)
-    about = {
-        "resolution": codec.resolution, "limit": codec.limit, "names": list(vocabulary.names), "licences": list(licences),
-        "facts": facts,
-    }  # fmt: skip
+    for name, network in networks.items():
+        network.half().save_pretrained(folder / name, safe_serialization=True)
     write_about(folder, FORMAT, about)
 
 
-def _tables(folder: Path, facts: dict) -> tuple[FieldCodec, Vocabulary]:
-    from safetensors.torch import load_file
+def _stages(
+    names: tuple[str, ...], networks: dict[str, nn.Module], tables: dict[str, Tensor], facts: dict, device: torch.device | str
+) -> tuple[Stage, ...]:
+    """Each file may be what its hash says and still belong to another set: raises ValueError then."""
+    if names == COARSE_TO_FINE:
+        codec = _codec(tables, facts)
+        _check_coarse_to_fine(codec, networks)
+        return (
+            ShapeStage(networks["denoiser"], codec.to(device)),
+            DetailStage(networks["upsampler"]),
+            AttributeStage(networks["attributes"]),
+        )
+    _check_dense(networks)
+    return FieldStage(networks["denoiser"]), AttributeStage(networks["attributes"])
 
-    t = load_file(folder / "tables.safetensors")
+
+def _codec(t: dict[str, Tensor], facts: dict) -> FieldCodec:
     basis = from_bytes(t["basis"], t["basis_steps"][:, None])
-    codec = FieldCodec(t["mean"].float(), basis, t["scales"], int(facts["resolution"]), float(facts["limit"]))
+    return FieldCodec(t["mean"].float(), basis, t["scales"], int(facts["resolution"]), float(facts["limit"]))
+
+
+def _vocabulary(t: dict[str, Tensor], facts: dict) -> Vocabulary:
     names, directions = tuple(facts["names"]), nn.functional.normalize(t["directions"].float(), dim=-1)
     if not names or not all(isinstance(name, str) for name in names) or directions.shape[:-1] != (len(names),):
         raise ValueError(f"{len(names)} names and directions {tuple(directions.shape)}")
-    return codec, Vocabulary(names, directions)
+    return Vocabulary(names, directions)
 
 
-def _check_fit(codec: FieldCodec, vocabulary: Vocabulary, networks: dict[str, nn.Module]) -> None:
-    """Each file may be what its hash says and still belong to another set."""
-    shape, detail, attributes = (networks[name].config for name in NETWORKS)
+def _check_coarse_to_fine(codec: FieldCodec, networks: dict[str, nn.Module]) -> None:
+    shape, detail, attributes = (networks[name].config for name in NETWORKS[COARSE_TO_FINE])
     if not 0 < codec.limit < math.inf or not all(bool(x.isfinite().all()) for x in (codec.mean, codec.basis, codec.scales)):
         raise ValueError("the codec holds numbers that are none")
     if shape.dimensions != codec.dimensions:
@@ -182,9 +211,23 @@ def _check_fit(codec: FieldCodec, vocabulary: Vocabulary, networks: dict[str, nn
         raise ValueError("the upsampler is not one of fields")
     if attributes.resolution != codec.resolution * detail.finer:
         raise ValueError(f"attributes of {attributes.resolution}^3 nodes and fields of {codec.resolution * detail.finer}^3")
-    widths = (shape.text_dim, detail.text_dim), (shape.pooled_dim, attributes.pooled_dim, vocabulary.directions.shape[-1])
-    if any(len(set(w)) > 1 for w in widths):
-        raise ValueError(f"text features of different widths {widths}")
+
+
+def _check_dense(networks: dict[str, nn.Module]) -> None:
+    first, second = (networks[name].config for name in NETWORKS[DENSE])
+    for what in ("resolution", "field_channels"):
+        if first[what] != second[what]:
+            raise ValueError(f"a denoiser with {what} {first[what]} and attributes with {second[what]}")
+    if not bool((networks["denoiser"].std > 0).all()) or not bool(networks["denoiser"].mean.isfinite().all()):
+        raise ValueError("the denoiser's mean field holds numbers that are none")
+
+
+def _check_text_widths(vocabulary: Vocabulary, networks: dict[str, nn.Module]) -> None:
+    configs = [network.config for network in networks.values()]
+    tokens = {c.text_dim for c in configs if "text_dim" in c}
+    pooled = {c.pooled_dim for c in configs if "pooled_dim" in c} | {vocabulary.directions.shape[-1]}
+    if len(tokens) > 1 or len(pooled) > 1:
+        raise ValueError(f"text features of different widths {sorted(tokens)} and {sorted(pooled)}")
 
 
 @torch.no_grad()

@@ -1,13 +1,13 @@
-"""Training of what turns a coarse field into Gaussians: the upsampler of fields, then the attribute predictor.
+"""Training of what turns a field into Gaussians: the upsampler of coarse fields, and the attribute predictors.
 
-Both learn from fitted volumes (`fit_volumes`). The upsampler sees coarse fields that have been through the codec and noise,
-as those of the first stage will be; the predictor sees true fields and the upsampler's.
+All learn from fitted volumes (`fit_volumes`). The upsampler sees coarse fields that have been through the codec and noise,
+as those of the first stage will be; a predictor sees true fields and fields that the stage before it made.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from diffusion.field_bank import FieldBank
 from diffusion.field_codec import FieldCodec
 from diffusion.fit_volumes import volume_path
 from diffusion.models.attribute_predictor import AttributePredictor, Attributes
+from diffusion.models.dense_attributes import DenseAttributes
 from diffusion.models.volume_unet import VolumeUNet
 from diffusion.text_encoder import TextFeatures
 from diffusion.text_stages import interpolated, upsampled
@@ -42,6 +43,8 @@ from splat.render import RenderOptions, render
 from splat.sh import from_rgb, to_rgb
 
 MAX_OFFSET = 1.5  # spacings, of the volumes that are learnt from
+# (examples [B], their texts, randomness) -> [B, 4, R, R, R] fields as the stage before makes them, on the texts' device
+MadeBefore = Callable[[list[int], TextFeatures, torch.Generator], Tensor]
 
 
 class FineExamples:
@@ -125,8 +128,9 @@ class AttributeTrainConfig:
     views: int = 2  # rendered per object and step
     view_side: int = 96  # px
     render_weight: float = 1.0  # of the photometric loss, beside the squared error of the channels
+    structure: float = 0.2  # share of 1 - SSIM in the photometric loss, the rest is L1
     channel_weight: float = 0.1
-    upsampled: float = 0.5  # share of the examples whose field is the upsampler's
+    upsampled: float = 0.5  # share of the examples whose field the stage before made
     noise: float = 0.2  # largest standard deviation of noise on the latents behind those, in theirs; drawn evenly from 0
     loop: TrainConfig = field(default_factory=lambda: TrainConfig(steps=4000, lr=2e-3, average=0.995, bf16=True))
 
@@ -152,7 +156,7 @@ def train_upsampler(
     weights = balanced_weights(bank, np.array(examples.rows), 0.5)
 
     def loss(network: VolumeUNet, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        chosen = torch.multinomial(weights, c.batch, generator=generator).tolist()
+        chosen = torch.multinomial(weights, c.batch, c.batch > len(weights), generator=generator).tolist()
         text = examples.text(chosen, generator).to(device)
         fine = torch.stack([examples.fine(i) for i in chosen]).to(device)
         coarse = torch.stack([examples.coarse(i) for i in chosen])
@@ -183,39 +187,34 @@ def train_upsampler(
 
 def train_attributes(
     examples: FineExamples,
-    codec: FieldCodec,
-    upsampler: VolumeUNet | None,
+    network: AttributePredictor | DenseAttributes,
+    made_before: MadeBefore | None,
     config: AttributeTrainConfig,
     folder: Path,
     sheet=None,
     device: str = "cpu",
-) -> Generator[Progress, None, AttributePredictor]:
-    """Train the attribute predictor on true fields and on those of `upsampler`; `folder` as in `training.train`."""
+) -> Generator[Progress, None, AttributePredictor | DenseAttributes]:
+    """Train a fresh attribute predictor on true fields and on those `made_before`; `folder` as in `training.train`."""
     c, bank = config, examples.bank
     weights = balanced_weights(bank, np.array(examples.rows), 0.5)
-    deviations = deviations_of_latents(bank, codec)
-    resolution = examples.volume(0).resolution
-    torch.manual_seed(config.loop.seed)
-    network = AttributePredictor(resolution, width=c.width, pooled_dim=bank.text.pooled.shape[1])
+    resolution = network.config.resolution
     step = max(len(examples) // 200, 1)
     statistics = ChannelStatistics.of(examples.volume(i) for i in range(0, len(examples), step))
     network.mean.copy_(statistics.mean)
     network.std.copy_(statistics.std)
 
-    def loss(network: AttributePredictor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        chosen = torch.multinomial(weights, c.batch, generator=generator).tolist()
+    def loss(network: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        chosen = torch.multinomial(weights, c.batch, c.batch > len(weights), generator=generator).tolist()
         text = examples.text(chosen, generator).to(device)
         volumes = [examples.volume(i).to(device) for i in chosen]
         fields = torch.stack([examples.fine(i) for i in chosen]).to(device)
         use = torch.rand(len(chosen), generator=generator) < c.upsampled
-        if upsampler is not None and bool(use.any()):
+        if made_before is not None and bool(use.any()):
             with torch.no_grad():
-                coarse = torch.stack([examples.coarse(i) for i in chosen])
-                coarse = codec.decode(codec.encode(coarse) + latent_noise(len(chosen), c.noise, deviations, generator))
-                made = upsampled(upsampler, coarse.to(device), bank.limit, text)
+                made = made_before(chosen, text, generator)
             fields = torch.where(use[:, None, None, None, None].to(device), made, fields)
         with half_precision(c.loop, network):
-            out = network(fields, text.pooled)
+            out = network(fields, text.tokens, text.mask, text.pooled)
         total, channels, picture = 0.0, 0.0, 0.0
         made = out.volume(len(chosen), resolution, network.config.max_offset)
         for b, volume in enumerate(volumes):
@@ -226,14 +225,33 @@ def train_attributes(
             options = RenderOptions(background=torch.rand(3, generator=generator).to(device), threads=1)
             with torch.no_grad():
                 truth = render(volume.to_splats(), views, options).rgb
-            drawn = photometric(render(made.to_splats(b), views, options).rgb, truth, 0.2)
+            drawn = photometric(render(made.to_splats(b), views, options).rgb, truth, c.structure)
             total = total + c.channel_weight * own + c.render_weight * drawn
             channels, picture = channels + float(own.detach()), picture + float(drawn.detach())
         return total / len(chosen), {"channels": channels / len(chosen), "picture": picture / len(chosen)}
 
-    if upsampler is not None:
-        upsampler.to(device)
     return (yield from train(network.to(device), loss, config.loop, folder, sheet))
+
+
+def new_predictor(examples: FineExamples, config: AttributeTrainConfig) -> AttributePredictor:
+    """Fresh, for these examples; the same for one seed."""
+    torch.manual_seed(config.loop.seed)
+    return AttributePredictor(examples.volume(0).resolution, width=config.width, pooled_dim=examples.bank.text.pooled.shape[1])
+
+
+def through_upsampler(
+    examples: FineExamples, codec: FieldCodec, upsampler: VolumeUNet, noise: float, device: str = "cpu"
+) -> MadeBefore:
+    """Coarse fields through codec and `upsampler`, with up to `noise` deviations of noise on the latents."""
+    deviations = deviations_of_latents(examples.bank, codec)
+    upsampler.to(device)
+
+    def made(chosen: list[int], text: TextFeatures, generator: torch.Generator) -> Tensor:
+        coarse = torch.stack([examples.coarse(i) for i in chosen])
+        coarse = codec.decode(codec.encode(coarse) + latent_noise(len(chosen), noise, deviations, generator))
+        return upsampled(upsampler, coarse.to(device), examples.bank.limit, text)
+
+    return made
 
 
 def deviations_of_latents(bank: FieldBank, codec: FieldCodec) -> Tensor:

@@ -1,9 +1,9 @@
 """A folder of .glb, .obj and .ply files as a set of objects.
 
 An object is named after its file, or after its folder where the file's name is a hash, as in Objaverse's layout
-`category/uid.glb`. Top folders named train, val or test are the splits; elsewhere one file in twenty is for validation, drawn
-by its path. `objects.jsonl` beside the files may say better: lines with `file` and any of `name`, `noun`, `split`, `style`,
-`license`, `author`.
+`category/uid.glb`; a folder with the categories of Objaverse-LVIS is read as `objaverse` says. Top folders named train, val or
+test are the splits; elsewhere one file in twenty is for validation, drawn by its path. `objects.jsonl` beside the files may say
+better: lines with `file` and any of `name`, `noun`, `split`, `style`, `license`, `author`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Literal
 
 import torch
 
+from diffusion.data.objaverse import is_objaverse, lvis_objects
 from diffusion.data.object_set import SPLITS, ObjectFacts
 from splat.errors import InputError
 from splat.io.meshes import load_mesh
@@ -47,6 +48,11 @@ class MeshFolder:
     @staticmethod
     def open(folder: Path, config: FolderConfig | None = None) -> MeshFolder:
         """Lists the files; links and hidden files are left out. Raises `InputError` when there is none."""
+        told = _told(folder / "objects.jsonl")
+        if is_objaverse(folder):
+            known = lvis_objects(folder)
+            facts = (replace(_facts(Path(path), folder.name), **words) for path, words in known.items())
+            return MeshFolder(folder, tuple(replace(f, **told.get(f.key, {})) for f in facts), config or FolderConfig())
         paths = sorted(
             path
             for path in folder.rglob("*")
@@ -54,7 +60,6 @@ class MeshFolder:
         )
         if not paths:
             raise InputError(f"{folder} holds no {', '.join(SUFFIXES)} file; give a folder of meshes or a packed object set.")
-        told = _told(folder / "objects.jsonl")
         facts = (_facts(path.relative_to(folder), folder.name) for path in paths)
         return MeshFolder(folder, tuple(replace(f, **told.get(f.key, {})) for f in facts), config or FolderConfig())
 

@@ -36,7 +36,7 @@ class Attributes:
 
 
 class AttributePredictor(ModelMixin, ConfigMixin):
-    """`forward` maps fields [B, 4, R, R, R] and pooled text [B, D'] to `Attributes` of the nodes within `REACH` of a centre.
+    """`forward` maps fields [B, 4, R, R, R] and a pooled text to `Attributes` of the nodes within `REACH` of a centre.
 
     Colours are predicted as a change of the field's own, and the other channels from the mean of those channels in training.
     """
@@ -59,11 +59,10 @@ class AttributePredictor(ModelMixin, ConfigMixin):
         nn.init.normal_(self.conclude[3].weight, std=0.01)
         nn.init.zeros_(self.conclude[3].bias)
 
-    def forward(self, fields: Tensor, pooled: Tensor) -> Attributes:
-        r, limit = self.config.resolution, self.config.limit
-        distance = distance_of(fields, limit)
-        batch, z, y, x = (distance < min(REACH / r, limit)).nonzero(as_tuple=True)
-        where = (batch, z, y, x)
+    def forward(self, fields: Tensor, tokens: Tensor, mask: Tensor, pooled: Tensor) -> Attributes:
+        """fields [B, 4, R, R, R]; pooled [B, D']; tokens and mask are not read: all predictors are called alike."""
+        r = self.config.resolution
+        where = batch, z, y, x = near_nodes(fields, self.config.limit)
         near = _around(fields[:, :1], where, 2)
         colours = _around(fields[:, 1:], where, 1)
         position = (torch.stack([x, y, z], dim=-1) + 0.5) / r * 2 - 1
@@ -72,18 +71,31 @@ class AttributePredictor(ModelMixin, ConfigMixin):
         told = self.tell(h)
         grid = told.new_zeros(len(fields), r, r, r, told.shape[1]).index_put(where, told).movedim(-1, 1)
         h = h + self.listen(_around(grid, where, 1))
-        out = self.conclude(h).float()
-        own = from_rgb(colour_of(fields))[batch, :, z, y, x]
-        rows = torch.cat(
-            [
-                (out[:, OFFSET] * self.std[OFFSET] + self.mean[OFFSET]).clamp(-self.config.max_offset, self.config.max_offset),
-                own + out[:, COLOUR] * self.std[COLOUR],
-                out[:, STRETCH] * self.std[STRETCH] + self.mean[STRETCH],
-                (4 * out[:, OPACITY:] + 1).clamp(-LOGIT_LIMIT, LOGIT_LIMIT),
-            ],
-            dim=-1,
-        )
-        return Attributes(batch, x + r * (y + r * z), rows)
+        return attributes_at(where, self.conclude(h), fields, self.mean, self.std, self.config.max_offset)
+
+
+def near_nodes(fields: Tensor, limit: float) -> tuple[Tensor, ...]:
+    """Fields [B, 4, R, R, R] -> which field, z, y and x [M] of the nodes within `REACH` of a centre."""
+    return (distance_of(fields, limit) < min(REACH / fields.shape[-1], limit)).nonzero(as_tuple=True)
+
+
+def attributes_at(
+    where: tuple[Tensor, ...], out: Tensor, fields: Tensor, mean: Tensor, std: Tensor, max_offset: float
+) -> Attributes:
+    """What a network says [M, 13] of the nodes `where`, as `Attributes`: in deviations, colours from those of the fields."""
+    batch, z, y, x = where
+    out, r = out.float(), fields.shape[-1]
+    own = from_rgb(colour_of(fields))[batch, :, z, y, x]
+    rows = torch.cat(
+        [
+            (out[:, OFFSET] * std[OFFSET] + mean[OFFSET]).clamp(-max_offset, max_offset),
+            own + out[:, COLOUR] * std[COLOUR],
+            out[:, STRETCH] * std[STRETCH] + mean[STRETCH],
+            (4 * out[:, OPACITY:] + 1).clamp(-LOGIT_LIMIT, LOGIT_LIMIT),
+        ],
+        dim=-1,
+    )
+    return Attributes(batch, x + r * (y + r * z), rows)
 
 
 def _around(grid: Tensor, where: tuple[Tensor, ...], reach: int) -> Tensor:

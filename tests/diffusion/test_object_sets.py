@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import zipfile
@@ -11,11 +12,13 @@ import pytest
 import torch
 from tiny_objects import box, joined, write_packed
 
+from diffusion.data.captions import plain_caption
 from diffusion.data.mesh_folder import FolderConfig, MeshFolder, normalised, words_in
 from diffusion.data.nouns import PROTOCOL_NOUNS, common_nouns
 from diffusion.data.object_set import open_objects, rows_of
 from diffusion.data.packed import read_shard
 from diffusion.data.surface import surface_samples
+from diffusion.data.words import describe
 from splat.errors import InputError
 from splat.io.meshes import save_mesh
 from splat.mesh import Mesh
@@ -179,6 +182,60 @@ class TestFolder:
 
     def test_words_of_file_names(self):
         assert words_in("RedChair_02") == "red chair" and words_in("old-oak.tree") == "old oak tree"
+
+
+UIDS = [f"{i:032x}" for i in range(4)]
+
+
+class TestObjaverse:
+    """Its own layout: glbs/000-000/UID.glb, with categories, paths and licences in tables beside."""
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        for uid in UIDS:
+            (tmp_path / "glbs" / "000-000").mkdir(parents=True, exist_ok=True)
+            save_mesh(box(), tmp_path / "glbs" / "000-000" / f"{uid}.glb")
+        categories = {"teddy_bear": UIDS[:1], "bat_(animal)": [UIDS[1], "f" * 32], "armchair": [UIDS[2]]}
+        (tmp_path / "lvis-annotations.json.gz").write_bytes(gzip.compress(json.dumps(categories).encode()))
+        (tmp_path / "metadata").mkdir()
+        rows = {
+            UIDS[0]: {"name": "untitled", "license": "by", "user": {"username": "a", "displayName": "Ann"}},
+            UIDS[1]: {"license": "by-nc", "user": None},
+        }
+        (tmp_path / "metadata" / "000-000.json.gz").write_bytes(gzip.compress(json.dumps(rows).encode()))
+        return tmp_path
+
+    def test_objects_are_called_by_their_category_and_keep_their_licence(self, folder):
+        objects = open_objects(folder)
+        assert [(f.name, f.noun, f.licence, f.author, f.licence_is_confirmed) for f in objects.facts] == [
+            ("teddy bear", "teddy bear", "CC-BY-4.0", "Ann", True), ("bat", "bat", "CC-BY-NC-4.0", "", True),
+            ("armchair", "armchair", "", "", False),
+        ]  # fmt: skip
+        assert objects.facts[2].key == f"glbs/000-000/{UIDS[2]}.glb" and len(objects[2].faces) == 12
+        assert plain_caption(describe(objects.facts[0], objects[0])) == "a red teddy bear"
+
+    def test_the_other_direction_and_a_table_of_paths(self, folder):
+        (folder / "lvis-annotations.json.gz").unlink()
+        (folder / "lvis-annotations.json").write_text(json.dumps({UIDS[3]: "lamp", UIDS[2]: "armchair"}))
+        paths = {UIDS[3]: f"glbs/000-000/{UIDS[3]}.glb", UIDS[2]: "../outside.glb"}
+        (folder / "object-paths.json").write_text(json.dumps(paths))
+        assert [f.name for f in open_objects(folder).facts] == ["lamp"]
+
+    @pytest.mark.parametrize(
+        ("name", "content", "sentence"),
+        [
+            ("lvis-annotations.json", b"[1]", "no table"),
+            ("lvis-annotations.json", b'{"chair": [3]}', "other than names"),
+            ("lvis-annotations.json", b'{"chair": ["not here"]}', "none of their files"),
+            ("lvis-annotations.json.gz", b"no gzip", "does not read"),
+            ("metadata/000-001.json", b"[]", "no table of objects"),
+            ("object-paths.json", b"[]", "no table of paths"),
+        ],
+    )
+    def test_damaged_tables_are_refused_in_one_sentence(self, folder, name, content, sentence):
+        (folder / name).write_bytes(content)
+        with pytest.raises(InputError, match=sentence):
+            open_objects(folder)
 
 
 class TestSurface:

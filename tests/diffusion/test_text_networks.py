@@ -162,7 +162,7 @@ def test_attributes_are_where_the_field_is_near_and_start_at_its_colours():
     torch.nn.init.zeros_(network.conclude[3].weight)
     scene = _scene()
     fields = torch.cat([field_of_volume(scene, 8)[None], torch.zeros(1, 4, 8, 8, 8)])
-    out = network(fields, text(2)[2])
+    out = network(fields, *text(2))
     assert int(out.batch.max()) == 0  # nothing where there is no surface
     assert set(scene.active[0].flatten().nonzero().squeeze(1).tolist()) <= set(out.nodes.tolist())
     made = out.volume(2, 8, 1.5)
@@ -175,7 +175,7 @@ def test_attributes_are_where_the_field_is_near_and_start_at_its_colours():
 def test_gradients_reach_every_weight_of_the_attribute_predictor():
     torch.manual_seed(0)
     network = AttributePredictor(8, width=16, passed_on=4, pooled_dim=16)
-    out = network(field_of_volume(_scene(), 8)[None], text(1)[2])
+    out = network(field_of_volume(_scene(), 8)[None], *text(1))
     out.volume(1, 8, 1.5).to_splats().covariances().sum().add(out.rows.square().sum()).backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in network.parameters())
     assert all(float(p.grad.abs().sum()) > 0 for name, p in network.named_parameters() if "text" in name or "listen" in name)
