@@ -14,18 +14,17 @@ import argparse
 import dataclasses
 import json
 import logging
-import math
 import platform
 import resource
 import time
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from recon.photos import PhotoConfig, read_photos
-from recon.poses import PoseConfig, Poses, solve_poses
+from recon.pose_error import LIMITS_DEG, pose_auc, relative_errors
+from recon.poses import PoseConfig, solve_poses
 from recon.poses.from_file import load_poses
 from splat.errors import SplatsmithError
 
@@ -72,9 +71,9 @@ def measured(folder: Path, config: PoseConfig, args: argparse.Namespace) -> dict
     auc = ["", "", ""]
     if args.truth:
         truth = load_poses(args.truth, photos)
-        errors = relative_errors(poses, truth)
-        row |= {f"auc{limit}": pose_auc(errors, limit) for limit in (5, 10, 20)}
-        auc = [f"{row[f'auc{limit}']:.1f}" for limit in (5, 10, 20)]
+        errors = relative_errors(poses.cameras, truth.cameras)
+        row |= {f"auc{limit}": 100 * pose_auc(errors, limit) for limit in LIMITS_DEG}
+        auc = [f"{row[f'auc{limit}']:.1f}" for limit in LIMITS_DEG]
     print(
         f"{name:24} {len(poses.placed):>4}/{len(photos):<3} {auc[0]:>6} {auc[1]:>6} {auc[2]:>6} {row['reprojection_px']:5.2f} "
         f"{row['explained']:9.2f} {row['focal_ratio']:6.2f} {row['seconds']:6.1f} {row['cpu_s']:6.1f}",
@@ -95,27 +94,6 @@ def result_of(job):
 def cpu_seconds() -> float:
     """Of this process and the solver's own, which have ended."""
     return sum(resource.getrusage(who).ru_utime for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-
-
-def relative_errors(found: Poses, truth: Poses) -> np.ndarray:
-    """Degrees, one per pair of photos with known truth; no alignment needed. 180 where a photo was not placed."""
-    known = [i for i, camera in enumerate(truth.cameras) if camera is not None]
-    errors = []
-    for n, i in enumerate(known):
-        for j in known[n + 1 :]:
-            if found.cameras[i] is None or found.cameras[j] is None:
-                errors.append(180.0)
-                continue
-            a, b = (p.cameras[j].cam_from_world[0].double() @ p.cameras[i].world_from_cam[0].double() for p in (found, truth))
-            turn = math.degrees(math.acos(float((((a[:3, :3] @ b[:3, :3].T).trace() - 1) / 2).clamp(-1, 1))))
-            cosine = torch.nn.functional.cosine_similarity(a[:3, 3], b[:3, 3], dim=0).clamp(-1, 1)
-            errors.append(max(turn, math.degrees(math.acos(float(cosine)))))
-    return np.array(errors)
-
-
-def pose_auc(errors: np.ndarray, limit_deg: float) -> float:
-    """Percent: the mean over pairs of max(0, 1 - error / limit), which is the area under the recall curve."""
-    return float(100 * np.clip(1 - errors / limit_deg, 0, None).mean())
 
 
 def arguments() -> argparse.Namespace:
