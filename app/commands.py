@@ -12,6 +12,7 @@ from app.presets import PresetName
 
 TrainStep = Literal[
     "text-volumes", "text-bank", "text-shape", "text-detail", "text-attributes", "text-pack",
+    "text-dense-field", "text-dense-attributes", "text-dense-pack",
     "image-views", "image-autoencoder", "image-denoiser", "image-pack",
 ]  # fmt: skip
 
@@ -252,6 +253,8 @@ class Check(Output):
     """A folder of photos, photo files, or one video."""
     memory_budget: str = "4GB"
     """Memory to stay within, such as 4GB or 900MB."""
+    out: Path | None = None
+    """Also write verdict.json and a thumbnail of each photo to this new folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,11 +276,13 @@ class Train(Machine):
 
     step: Annotated[Positional[TrainStep], arg(metavar="STEP")]
     """text-volumes, text-bank, text-shape, text-detail, text-attributes, text-pack, or image-views, image-autoencoder
-    (only for --space latent), image-denoiser, image-pack, in this order."""
+    (only for --space latent), image-denoiser, image-pack, in this order. For GVGEN's own networks: text-volumes, text-bank,
+    text-dense-field, text-dense-attributes, text-dense-pack."""
     work: Positional[Path]
-    """Folder of everything that training makes; the weights come to WORK/weights."""
+    """Folder of everything that training makes; the weights come to WORK/weights, of text-dense-pack to WORK/dense-weights."""
     objects: Path | None = None
-    """Objects, for text-volumes, text-bank and image-views: a folder of .glb, .obj or .ply files, or a packed set."""
+    """Objects, for text-volumes, text-bank and image-views: a folder of .glb, .obj or .ply files, Objaverse's own folder with
+    the categories of LVIS, or a packed set."""
     minutes: float = 0
     """End a network's sitting after so many minutes, and save; 0 trains to the end."""
     steps: int | None = None
@@ -286,6 +291,10 @@ class Train(Machine):
     """Learning rate of a network; each network has its own default."""
     accumulate: int | None = None
     """Batches to an optimiser step of a network, 1 to 64: as a larger batch, in the memory of one; by default 1."""
+    batch: int | None = None
+    """Examples to a batch of a network; each network has its own default."""
+    size: Literal["small", "gvgen"] = "small"
+    """Of the networks of text-dense-field and text-dense-attributes: for any machine, or as published, for a GPU."""
     workers: int = 1
     """Objects at a time, in the steps that read objects."""
     space: Literal["pixel", "latent"] = "pixel"

@@ -15,7 +15,7 @@ from app.batch import Batch, BatchConfig, replaced_so_far, run_batch
 from app.batch_inputs import find_files
 from app.commands import Image
 from app.estimate import memory_budget
-from app.image_pipeline import SUFFIXES, ImageGenerator, ImagePlan, Load, image_to_scene, plan_images
+from app.image_pipeline import SUFFIXES, ImageGenerator, ImagePlan, Load, check_text, image_to_scene, plan_images
 from app.jobs import Outcome
 from app.machine import pick_place
 from app.workers import Crew, Item, LocalCrew, Make
@@ -36,7 +36,9 @@ class MakeImages:
         options = self.plan.options
         place = pick_place(options.device, self.plan.place.threads, draw_on_cpu=True)  # of the machine that it runs on
         plan = dataclasses.replace(self.plan, place=place)
-        return partial(_make, plan, self.load(options.weights, place.device))
+        generator = self.load(options.weights, place.device)
+        check_text(options, generator)
+        return partial(_make, plan, generator)
 
 
 def makes_batch(options: Image) -> bool:

@@ -135,6 +135,7 @@ def picture_to_scene(options: Image, load: Load | None = None) -> Generator[Prog
     try:
         yield Progress("model", 0, 1)
         generator = (load or load_generator)(options.weights, plan.place.device)
+        check_text(options, generator)
         watch.split()
     finally:
         watch.stop()
@@ -195,8 +196,14 @@ def plan_images(options: Image) -> ImagePlan:
         results = "1 result" if len(complete) == 1 else f"{len(complete)} results"
         notices.append(f"{results} of {len(items)} complete already and left as they are.")
     given = {name: getattr(options, name) for name in MOST_SAMPLED if getattr(options, name) is not None}
-    sample = ImageSampleConfig(steps=preset.steps, threads=place.threads, **given)
+    sample = ImageSampleConfig(steps=preset.steps, threads=place.threads, text=options.text.strip(), **given)
     return ImagePlan(options, place, preset, background, sample, items, complete, tuple(notices), estimate)
+
+
+def check_text(options: Image, generator: ImageGenerator) -> None:
+    """Raises `InputError` for text where the generator takes none."""
+    if options.text.strip() and not getattr(generator, "takes_text", False):
+        raise InputError("These weights take no text, so --text would change nothing; leave it out, or give --weights that do.")
 
 
 def _lgm_parameters(folder: Path | None, items: Sequence[ImageItem]) -> float:
@@ -292,6 +299,7 @@ def _object_work(
 ) -> Generator[Progress, None, Outcome]:
     yield Progress("picture", 1, 1, pictures[0].way, preview=pictures[0].subject.on())
     preset, drawing, refine_config = plan.preset, plan.drawing, _refine_config(plan)
+    save_stage(work.state / "subjects.safetensors", [picture.subject for picture in pictures])  # for `app.refine_image`
     generated = yield from _saved("generated", _generated(plan, generator, pictures), work, watch)
     refined = None
     splats = generated

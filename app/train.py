@@ -14,7 +14,10 @@ from app.machine import pick_place
 from splat.errors import InputError
 from splat.progress import Progress
 
-NETWORKS = {"text": ("shape", "detail", "attributes"), "image": ("autoencoder", "denoiser")}  # the steps that train one
+DENSE = ("dense-field", "dense-attributes")  # networks of which there are sizes
+NETWORKS = {"text": ("shape", "detail", "attributes", *DENSE), "image": ("autoencoder", "denoiser")}  # steps that train one
+DRAWING = ("attributes", "dense-attributes", "denoiser")  # whose loss is of pictures
+MOST_IN_A_BATCH = 4096
 SEEDS = 2**31
 MOST_ACCUMULATED = 64  # diffusion.training draws the batches of a step from so many seeds
 
@@ -23,7 +26,7 @@ def train(options: Train) -> Generator[Progress, None, Path]:
     """Run one step in the work folder; returns what it wrote. Raises InputError for options that cannot work."""
     kind, step = options.step.split("-", 1)
     _check(options, kind, step)
-    place = pick_place(options.device, options.threads, draw_on_cpu=step not in ("attributes", "denoiser"))
+    place = pick_place(options.device, options.threads, draw_on_cpu=step not in DRAWING)
     torch.set_num_threads(place.threads)
     for sentence in place.fallbacks:
         yield Progress("notice", 1, 1, sentence)
@@ -32,40 +35,46 @@ def train(options: Train) -> Generator[Progress, None, Path]:
 
 
 def _text_step(options: Train, step: str, device: str) -> Generator[Progress, None, Path]:
-    if options.space != "pixel":
-        raise InputError(f"{options.step} denoises no pictures; --space is for image-denoiser.")
+    if options.space != "pixel" or options.text:
+        raise InputError(f"{options.step} denoises no pictures; --space and --text are for image-denoiser.")
     from diffusion.text_encoder import ClipConfig
+    from diffusion.train_dense import SIZES
     from diffusion.train_text import TextTrainConfig, train_text
 
+    size = SIZES[options.size]
     config = TextTrainConfig(
         minutes=options.minutes, workers=options.workers, device=device, presumed_licences=options.presumed_licences,
-        text=None if options.clip is None else ClipConfig(options.clip),
+        text=None if options.clip is None else ClipConfig(options.clip), dense_field=size.field,
+        dense_attributes=size.attributes,
     )  # fmt: skip
     return train_text(step, options.work, options.objects, _with_own(config, options, "text", step))
 
 
 def _image_step(options: Train, step: str, device: str) -> Generator[Progress, None, Path]:
     from diffusion.train_image import ImageTrainConfig, train_image
+    from diffusion.train_multiview import MultiviewTrainConfig
 
     if options.clip is not None:
         raise InputError(f"{options.step} reads no sentences; --clip is for the steps of text to 3-D.")
-    if options.space != "pixel" and step != "denoiser":
-        raise InputError(f"{options.step} denoises nothing; --space is for image-denoiser.")
+    if (options.space != "pixel" or options.text) and step != "denoiser":
+        raise InputError(f"{options.step} denoises nothing; --space and --text are for image-denoiser.")
     config = ImageTrainConfig(
         minutes=options.minutes, workers=options.workers, device=device, space=options.space,
-        presumed_licences=options.presumed_licences,
+        presumed_licences=options.presumed_licences, denoiser=MultiviewTrainConfig(text=options.text),
     )  # fmt: skip
     return train_image(step, options.work, options.objects, _with_own(config, options, "image", step))
 
 
 def _with_own(config, options: Train, kind: str, step: str):
     """`config` with what the options say of its own part for this step."""
-    own = getattr(config, step, None)
+    name = step.replace("-", "_")
+    own = getattr(config, name, None)
     if step in NETWORKS[kind]:
         asked = {"seed": options.seed, "steps": options.steps, "lr": options.lr, "accumulate": options.accumulate}
-        loop = replace(own.loop, **{name: value for name, value in asked.items() if value is not None})
-        return replace(config, **{step: replace(own, loop=loop)})
-    return config if own is None else replace(config, **{step: replace(own, seed=options.seed)})
+        loop = replace(own.loop, **{knob: value for knob, value in asked.items() if value is not None})
+        batch = own.batch if options.batch is None else options.batch
+        return replace(config, **{name: replace(own, loop=loop, batch=batch)})
+    return config if own is None else replace(config, **{name: replace(own, seed=options.seed)})
 
 
 def _check(options: Train, kind: str, step: str) -> None:
@@ -80,9 +89,14 @@ def _check(options: Train, kind: str, step: str) -> None:
         raise InputError(f"--lr {options.lr:g} is no learning rate; give more than 0, at most 1.")
     if options.accumulate is not None and not 1 <= options.accumulate <= MOST_ACCUMULATED:
         raise InputError(f"--accumulate {options.accumulate} is out of range; give 1 to {MOST_ACCUMULATED}.")
-    if step not in NETWORKS[kind] and (options.steps, options.lr, options.accumulate) != (None, None, None):
+    if options.batch is not None and not 1 <= options.batch <= MOST_IN_A_BATCH:
+        raise InputError(f"--batch {options.batch} is out of range; give 1 to {MOST_IN_A_BATCH}.")
+    knobs = (options.steps, options.lr, options.accumulate, options.batch)
+    if step not in NETWORKS[kind] and any(knob is not None for knob in knobs):
         networks = ", ".join(f"{kind}-{name}" for name in NETWORKS[kind])
-        raise InputError(f"{options.step} trains no network; --steps, --lr and --accumulate are for {networks}.")
+        raise InputError(f"{options.step} trains no network; --steps, --lr, --accumulate and --batch are for {networks}.")
+    if options.size != "small" and step not in DENSE:
+        raise InputError(f"{options.step} has one size; --size is for {' and '.join(f'text-{name}' for name in DENSE)}.")
 
 
 def _told(job: Generator[Progress, None, Path]) -> Generator[Progress, None, Path]:

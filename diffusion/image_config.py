@@ -14,6 +14,7 @@ class ImageSampleConfig:
     steps: int = 8  # network calls; 1 asks for the mean of all objects that the picture may show: smooth, but safe
     guidance: float = 1.0  # weight of the picture against no picture; 1 is the plain conditional model, others double the calls
     temperature: float = 0.35  # of the noise that unknown views start as: 0 the same for every seed, 1 the most varied
+    text: str = ""  # what the picture shows, for networks that also take text
     plan: str = "deis2"  # sampler: a preset of diffusion.samplers.plan
     threads: int | None = None  # CPU threads; None leaves torch's setting
 

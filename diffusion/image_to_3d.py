@@ -81,10 +81,11 @@ class ImageTo3D:
     ) -> Generator[Progress, None, Generated]:
         """Pictures of one object, the main one first, to Gaussians; the same for the same seed on CPU.
 
-        Yields `Progress("views", call, calls)` with a preview [H, W, 3] of the Gaussians so far.
+        Yields `Progress("views", call, calls)` with a preview [H, W, 3] of the Gaussians so far. Raises InputError for text
+        where the network takes none.
         """
         given = self.known(subjects)
-        job = sampling(self.network, self.space, given, seed, config)
+        job = sampling(self.network, self.space, given, seed, config, self._sentence(config.text))
         splats, total = None, config.steps
         for done, splats in enumerate(job, start=1):
             yield Progress("views", done, total, preview=_preview(splats.to("cpu"), config.threads))
@@ -93,6 +94,26 @@ class ImageTo3D:
         out = render(splats, cameras, RenderOptions(background=torch.ones(3), threads=config.threads))
         names = tuple(f"view_{i:03d}" for i in range(len(cameras)))
         return Generated(splats, Views(out.rgb.clamp(0, 1), names, cameras, out.alpha))
+
+    @property
+    def takes_text(self) -> bool:
+        return bool(self.network.config.text_channels)
+
+    def _sentence(self, text: str) -> Tensor | None:
+        """[text_channels]; None for no text."""
+        if not text:
+            return None
+        if not self.takes_text:
+            raise InputError("These weights take no text; leave it out, or train some that do (train image-denoiser --text).")
+        from diffusion.text_encoder import load_text_encoder
+
+        pooled = load_text_encoder().encode([text]).pooled[0].clone()  # of inference mode, which networks cannot take
+        if len(pooled) != self.network.config.text_channels:
+            raise InputError(
+                f"These weights take sentences of {self.network.config.text_channels} numbers and the text encoder makes "
+                f"{len(pooled)}; leave the text out."
+            )
+        return pooled
 
     def known(self, subjects: Sequence[Subject]) -> KnownViews:
         """The pictures as known views, and views to make up where they leave gaps.

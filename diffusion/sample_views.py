@@ -30,9 +30,14 @@ class KnownViews:
 
 @torch.no_grad()
 def sampling(
-    network: MultiviewDenoiser, space: ViewSpace, given: KnownViews, seed: int, config: ImageSampleConfig
+    network: MultiviewDenoiser,
+    space: ViewSpace,
+    given: KnownViews,
+    seed: int,
+    config: ImageSampleConfig,
+    text: Tensor | None = None,
 ) -> Generator[Splats, None, None]:
-    """Gaussians of one object after every network call; the last are the sample.
+    """Gaussians of one object after every network call; the last are the sample. `text` [text_channels] is `config.text`'s.
 
     The views that are not known start as noise; known ones are never denoised. With guidance the x_0 prediction is that of
     the renders with the picture and without, as classifier-free guidance mixes them; the Gaussians are those with it.
@@ -47,7 +52,8 @@ def sampling(
 
     def predicted(x: Tensor, alpha: float, sigma: float, is_clean: Tensor, rays: Tensor) -> tuple[Splats, Tensor]:
         a, s = (torch.full((1,), v, device=device) for v in (alpha, sigma))
-        splats = to_splats(network(x, pictures[None], is_clean[None], a, s, rays)[0], cameras, pictures, is_clean)
+        told = {} if text is None else {"text": text[None].to(device)}
+        splats = to_splats(network(x, pictures[None], is_clean[None], a, s, rays, **told)[0], cameras, pictures, is_clean)
         # A few small views, drawn by the CPU: a GPU that computes networks need not have gsplat.
         return splats, space.encode(drawn(splats.to("cpu"), cameras_on_cpu).to(device))[None]
 

@@ -15,9 +15,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from diffusion.data.captions import with_article
 from diffusion.models.multiview import MultiviewDenoiser
 from diffusion.objective.losses import min_snr_weight
 from diffusion.splat_maps import depth_of, ray_features, to_pictures, to_splats
+from diffusion.text_encoder import TextEncoder, load_text_encoder
 from diffusion.train_latents import balanced_weights
 from diffusion.training import TrainConfig, half_precision, train
 from diffusion.view_bank import FAR, NEAR, ViewBank, cameras_at
@@ -51,6 +53,8 @@ class MultiviewTrainConfig:
     depth_weight: float = 0.1
     alpha_weight: float = 0.5
     ssim_weight: float = 0.0  # of 1 - SSIM beside the squared error
+    text: bool = False  # the network also sees a sentence about the object, its noun
+    no_text: float = 0.4  # share of the objects whose sentence it does not see
     relative: float = 0.0  # 1 divides each object's error by itself, as PSNR judges, 0 leaves it: what is between is its power
     seen_weight: float = 1.0  # of the views that are denoised, against 1 of the extra ones
     bottleneck: Literal["splats", "none"] = "splats"  # none is the control without Gaussians: every view by itself
@@ -130,6 +134,7 @@ class MultiviewLoss:
     weights: Tensor  # [K]
     rows: Tensor  # [K] examples
     config: MultiviewTrainConfig
+    text: Tensor | None = None  # [objects, text_channels]: of the bank's objects
 
     def __call__(self, network: MultiviewDenoiser, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         c, n = self.config, self.config.batch
@@ -151,8 +156,12 @@ class MultiviewLoss:
         rays = torch.stack(
             [ray_features(p, k, cams[: c.views], half) for p, k, cams in zip(seen, is_clean, cameras, strict=True)]
         )
+        told = {}
+        if self.text is not None:
+            heard = torch.rand(n, 1, generator=generator) >= c.no_text
+            told["text"] = (self.text[torch.from_numpy(self.bank.objects[rows.numpy()])] * heard).to(device)
         with half_precision(c.loop, network):
-            maps = network(a * x0 + s * noise, seen, is_clean, alpha, sigma, rays).float()
+            maps = network(a * x0 + s * noise, seen, is_clean, alpha, sigma, rays, **told).float()
         total, errors = torch.zeros((), device=device), []
         weight = min_snr_weight(16 * (2 * log_snr).exp(), "sample", 5.0, 1.0)  # 16: what the pixels of a patch share
         for b, cams in enumerate(cameras):
@@ -183,7 +192,14 @@ def _dissimilarity(made: Tensor, true: Tensor) -> Tensor:
     return torch.stack([1 - ssim(m, t) for m, t in zip(*white, strict=True)])
 
 
-def new_multiview(bank: ViewBank, space: ViewSpace, config: MultiviewTrainConfig) -> MultiviewDenoiser:
+def sentences(bank: ViewBank, encoder: TextEncoder) -> Tensor:
+    """[objects, channels] pooled features of what each object of the bank is: "a chair"."""
+    nouns = sorted(set(bank.nouns))
+    pooled = encoder.encode([with_article(noun) for noun in nouns]).pooled.cpu()
+    return pooled.clone()[[nouns.index(noun) for noun in bank.nouns]]
+
+
+def new_multiview(bank: ViewBank, space: ViewSpace, config: MultiviewTrainConfig, text_channels: int = 0) -> MultiviewDenoiser:
     """Fresh, for the bank's pictures in `space`; the same for one seed."""
     torch.manual_seed(config.loop.seed)
     rows = bank.examples("train")[:200]
@@ -198,17 +214,26 @@ def new_multiview(bank: ViewBank, space: ViewSpace, config: MultiviewTrainConfig
         config.blocks,
         variance=round(float(x0.square().mean()), 4),
         bottleneck=config.bottleneck,
+        text_channels=text_channels,
     )
 
 
 def train_multiview(
     bank: ViewBank, config: MultiviewTrainConfig, folder: Path, sheet=None, device: str = "cpu", space: ViewSpace | None = None
 ) -> Generator[Progress, None, MultiviewDenoiser]:
-    """Train on the bank's training examples; `folder` as in `training.train`. Returns the averaged network."""
+    """Train on the bank's training examples; `folder` as in `training.train`. Returns the averaged network.
+
+    Sentences, where the config wants them, are read by the text encoder that comes with the package.
+    """
     if bank.config.extra < config.extra:
         raise InputError(f"The bank has {bank.config.extra} extra views of an object and training compares {config.extra}.")
     space = PixelSpace() if space is None else space
     rows = bank.examples("train")
-    loss = MultiviewLoss(bank, space, balanced_weights(bank, rows, 0.5), torch.from_numpy(rows), config)
-    network = new_multiview(bank, space, config).to(device).to(memory_format=torch.channels_last)
+    text = sentences(bank, load_text_encoder()) if config.text else None
+    loss = MultiviewLoss(bank, space, balanced_weights(bank, rows, 0.5), torch.from_numpy(rows), config, text)
+    network = (
+        new_multiview(bank, space, config, 0 if text is None else text.shape[1])
+        .to(device)
+        .to(memory_format=torch.channels_last)
+    )
     return (yield from train(network, loss, config.loop, folder, sheet))

@@ -23,14 +23,15 @@ class MultiviewDenoiser(ModelMixin, ConfigMixin):
 
     `space` "pixel": what is denoised are the pictures themselves, `channels` 4, at `side` pixels. "latent": the latents of an
     autoencoder that halves three times, `channels` of them at side / 8. `bottleneck` "none" is the control that predicts
-    every view by itself, from the same maps (`splat_maps.to_pictures`).
+    every view by itself, from the same maps (`splat_maps.to_pictures`). With `text_channels` a sentence about the object
+    is added to the modulation of the blocks by the noise level.
     """
 
     @register_to_config
     def __init__(
         self, side: int = 64, space: str = "pixel", channels: int = 4, width: int = 256, blocks: int = 6, heads: int = 4,
         half: int = 48, quarter: int = 96, expand: int = 3, variance: float = 0.3,
-        bottleneck: str = "splats",
+        bottleneck: str = "splats", text_channels: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         if space not in ("pixel", "latent") or side % PATCH or width % heads:
@@ -46,6 +47,7 @@ class MultiviewDenoiser(ModelMixin, ConfigMixin):
         self.latents = nn.Conv2d(channels, width, 1) if space == "latent" else None
         n = (side // PATCH) ** 2
         self.position = nn.Parameter(0.02 * torch.randn(n, width))
+        self.sentence = nn.Linear(text_channels, 6 * width) if text_channels else None
         self.level = nn.Sequential(nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, 6 * width))
         self.layers = nn.ModuleList(_Block(width, heads, expand) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
@@ -57,12 +59,22 @@ class MultiviewDenoiser(ModelMixin, ConfigMixin):
         nn.init.zeros_(self.leave.bias)
         self.leave.weight.data.mul_(0.1)
 
-    def forward(self, noisy: Tensor, clean: Tensor, is_clean: Tensor, alpha: Tensor, sigma: Tensor, rays: Tensor) -> Tensor:
+    def forward(
+        self,
+        noisy: Tensor,
+        clean: Tensor,
+        is_clean: Tensor,
+        alpha: Tensor,
+        sigma: Tensor,
+        rays: Tensor,
+        text: Tensor | None = None,
+    ) -> Tensor:
         """-> maps [B, V, MAP_CHANNELS, S, S].
 
         noisy [B, V, C, h, w] = alpha x_0 + sigma n; clean [B, V, 4, S, S] premultiplied sRGB and coverage in [0, 1]; is_clean
         [B, V] bool, which views those are known of: only there `clean` is read, and only elsewhere `noisy` is; alpha, sigma
-        [B]; rays [B, V, 6 + HULL_CHANNELS, S/2, S/2]: `splat_maps.plucker_rays` and `hull_features`.
+        [B]; rays [B, V, 6 + HULL_CHANNELS, S/2, S/2]: `splat_maps.plucker_rays` and `hull_features`; text [B, text_channels],
+        `TextFeatures.pooled` of a sentence about each object, 0 or None where there is none.
         """
         c = self.config
         known = is_clean[:, :, None, None, None].to(clean.dtype)
@@ -82,7 +94,13 @@ class MultiviewDenoiser(ModelMixin, ConfigMixin):
         x = x.reshape(len(noisy), -1, c.width)  # [B, V n, D]
         frequencies = 0.25 * 1.35 ** torch.arange(FREQUENCIES, device=x.device)
         level = ((alpha / sigma).log().clamp(-10, 10))[:, None] * frequencies
-        modulation = self.level(torch.cat([level.sin(), level.cos()], dim=-1)).unflatten(-1, (6, -1))[:, :, None]
+        modulation = self.level(torch.cat([level.sin(), level.cos()], dim=-1))
+        if self.sentence is not None:
+            none = modulation.new_zeros(len(noisy), c.text_channels)
+            modulation = modulation + self.sentence(none if text is None else text.to(none))
+        elif text is not None:
+            raise ValueError("this network takes no text")
+        modulation = modulation.unflatten(-1, (6, -1))[:, :, None]
         for block in self.layers:
             x = block(x, modulation)
         x = self.up_quarter(self.norm(x)).reshape(-1, side * side, 4 * c.quarter).transpose(1, 2)

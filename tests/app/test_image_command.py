@@ -351,6 +351,7 @@ def test_bad_pictures_are_one_sentence_and_nothing_is_written(stand_in, tmp_path
         (["--views", "--elevations", "10", "20"], "2 angles for 1 pictures"),
         (["--views", "--elevations", "100"], "--elevations 100"),
         (["--fov", "1"], "--fov 1"),
+        (["--text", "a cup"], "take no text"),
         (["--fov", "nan"], "--fov nan"),
         (["--views", "--fov", "40"], "--fov is for one picture"),
         (["--views", "--azimuths", "0", "90"], "2 angles for 1 pictures"),

@@ -50,6 +50,20 @@ def run(job):
             return end.value, events
 
 
+def test_text_is_read_where_the_weights_take_it_and_refused_where_not(weights, tmp_path):
+    with pytest.raises(InputError, match="take no text"):
+        run(ImageTo3D.load(weights).generate([subject()], 0, ImageSampleConfig(steps=1, text="a chair")))
+    torch.manual_seed(0)
+    network = MultiviewDenoiser(SIDE, "pixel", 4, **SIZES, text_channels=384)
+    save_image_weights(tmp_path / "told", network, None, ["objects: CC0-1.0"], {})
+    generator = ImageTo3D.load(tmp_path / "told")
+    none, chair, again = (
+        run(generator.generate([subject()], 0, ImageSampleConfig(steps=1, text=text)))[0].splats.means
+        for text in ("", "a chair", "a chair")
+    )
+    assert generator.takes_text and torch.equal(chair, again) and not torch.equal(chair, none)
+
+
 class TestGenerate:
     def test_an_object_in_the_frame_of_its_picture(self, weights):
         generator = ImageTo3D.load(weights)

@@ -104,6 +104,17 @@ class TestNetwork:
         other["noisy"] = given["noisy"] * ((0.64 * 0.3 + 0.36) / (0.36 * 0.3 + 0.64)) ** 0.5  # what reaches the layers is equal
         assert float((network(**other) - network(**given)).abs().max()) > 1e-5
 
+    def test_a_sentence_is_heard_where_the_network_takes_one(self, network):
+        torch.manual_seed(0)
+        told = MultiviewDenoiser(SIDE, **SIZES, text_channels=6).eval().requires_grad_(False)
+        one, other = torch.nn.functional.normalize(torch.eye(2, 6) + 0.1, dim=-1)
+        none, zero, a, b = (
+            told(**inputs(), text=None if t is None else t.expand(2, 6)) for t in (None, torch.zeros(6), one, other)
+        )
+        assert torch.equal(none, zero) and not torch.allclose(a, b, atol=1e-6) and not torch.allclose(a, none, atol=1e-6)
+        with pytest.raises(ValueError, match="takes no text"):
+            network(**inputs(), text=one.expand(2, 6))
+
     def test_latents_of_an_eighth(self):
         latent = MultiviewDenoiser(SIDE, "latent", 5, **SIZES)
         given = inputs()
@@ -204,6 +215,37 @@ class TestLoss:
             optimiser.step()
             errors.append(figures["pure"])
         assert sum(errors[-5:]) < 0.5 * sum(errors[:5])
+
+    def test_errors_relative_to_themselves_keep_their_figures_and_weigh_easy_objects_more(self, bank):
+        """What is logged is the error itself; the loss falls less than the errors do where they are relative."""
+        rows = torch.tensor([0, 1])
+        told = []
+        for relative in (0.0, 1.0):
+            config = dataclasses.replace(TINY, depth_weight=0, pure=1.0, relative=relative)
+            loss = MultiviewLoss(bank, PixelSpace(), torch.ones(2), rows, config)
+            value, figures = loss(new_multiview(bank, PixelSpace(), config), torch.Generator().manual_seed(0))
+            told.append((float(value.detach()), figures["pure"]))
+        (plain, error), (relative, same) = told
+        assert error == same and plain == pytest.approx(error, rel=1e-5)
+        assert relative < 0.1 / 0.9 < plain  # e * 0.1 / (e + 0.01) is below 0.1 for every e
+
+    @pytest.mark.parametrize("no_text", [0.0, 1.0])
+    def test_every_object_comes_with_its_own_sentence_or_none(self, bank, no_text):
+        config = dataclasses.replace(TINY, batch=6, text=True, no_text=no_text, turn_hues=0)
+        text = torch.nn.functional.normalize(torch.rand(len(bank.keys), 4, generator=torch.Generator().manual_seed(0)), dim=-1)
+        network, heard = new_multiview(bank, PixelSpace(), config, text_channels=4), []
+        network.register_forward_pre_hook(lambda _, args, more: heard.append((args[1], more["text"])), with_kwargs=True)
+        rows = torch.from_numpy(bank.examples("train"))
+        value, _ = MultiviewLoss(bank, PixelSpace(), torch.ones(len(rows)), rows, config, text)(
+            network, torch.Generator().manual_seed(3)
+        )
+        value.backward()
+        ((pictures, told),) = heard
+        blue = pictures[:, :, 2].sum((1, 2, 3)) > pictures[:, :, 0].sum((1, 2, 3))  # the box is; the car is red
+        assert 0 < int(blue.sum()) < 6
+        expected = text[blue.long()] * (no_text == 0)
+        torch.testing.assert_close(told, expected)
+        assert bool((network.sentence.weight.grad.abs().sum() > 0) == (no_text == 0))
 
     def test_a_cut_run_makes_the_same_network(self, bank, tmp_path):
         config = dataclasses.replace(TINY, loop=dataclasses.replace(TINY.loop, save_every=0.0))
