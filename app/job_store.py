@@ -53,17 +53,27 @@ class JobStore:
         """Opens or makes it. Raises `InputError` where it is damaged or of another version."""
         try:
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")  # readers and a killed writer leave it whole
-            (version,) = self._db.execute("PRAGMA user_version").fetchone()
-            if version not in (0, VERSION):
-                raise InputError(f"{path} was written by another version of splatsmith; give another --root.")
-            if not version:
-                columns = ", ".join(f"{name} PRIMARY KEY" if name == "id" else name for name in COLUMNS)
-                self._db.execute(f"CREATE TABLE IF NOT EXISTS jobs ({columns})")
-                self._db.execute(f"PRAGMA user_version={VERSION}")
-            self._db.execute(f"SELECT {', '.join(COLUMNS)} FROM jobs LIMIT 1").fetchall()
         except sqlite3.Error as error:
-            raise InputError(f"{path} cannot be used ({error}); move it away, or give another --root.") from error
+            raise _unusable(path, error) from error
+        try:
+            self._prepare(path)
+        except sqlite3.Error as error:
+            self._db.close()
+            raise _unusable(path, error) from error
+        except InputError:
+            self._db.close()
+            raise
+
+    def _prepare(self, path: Path) -> None:
+        self._db.execute("PRAGMA journal_mode=WAL")  # readers and a killed writer leave it whole
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version not in (0, VERSION):
+            raise InputError(f"{path} was written by another version of splatsmith; give another --root.")
+        if not version:
+            columns = ", ".join(f"{name} PRIMARY KEY" if name == "id" else name for name in COLUMNS)
+            self._db.execute(f"CREATE TABLE IF NOT EXISTS jobs ({columns})")
+            self._db.execute(f"PRAGMA user_version={VERSION}")
+        self._db.execute(f"SELECT {', '.join(COLUMNS)} FROM jobs LIMIT 1").fetchall()
 
     def load(self) -> list[StoredJob]:
         """All jobs in the order of the queue."""
@@ -85,6 +95,10 @@ class JobStore:
 
     def close(self) -> None:
         self._db.close()
+
+
+def _unusable(path: Path, error: sqlite3.Error) -> InputError:
+    return InputError(f"{path} cannot be used ({error}); move it away, or give another --root.")
 
 
 def to_json(command: Any, root: Path) -> str:

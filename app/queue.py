@@ -44,7 +44,8 @@ MOST_INTERRUPTIONS = 10  # servers that may end during a job before it waits to 
 OVER_BUDGET = 1.5  # times its memory budget that a job may really take; estimates are rough
 MOST_NOTICES = 100  # of a job
 TITLE_LENGTH = 200  # characters
-LOOK_EVERY = 0.25  # seconds between looks at memory, clocks and the queue, when nothing is said
+LOOK_EVERY = 0.25  # seconds between looks at the queue and the clocks, when nothing is said
+WEIGH_EVERY = 2.0  # seconds between looks at the workers' memory, which go through all processes of the machine
 EXPIRE_EVERY = 600.0  # seconds
 SESSION = re.compile(r"[0-9a-f]{64}")
 JOB = re.compile(r"[0-9a-f]{16}")
@@ -71,6 +72,8 @@ class QueueLimits:
     """Most jobs of one session, finished ones too."""
     quota: int = 10_000_000_000
     """Bytes on disk of one session."""
+    disk_reserve: int = 2_000_000_000
+    """Bytes that must stay free on the disk for a job to be taken in."""
     uploads: UploadLimits = field(default_factory=UploadLimits)
     """What one job may bring."""
     expire_days: float = 30.0
@@ -133,6 +136,7 @@ class JobRecord:
     results: tuple[Path, ...]  # complete result folders so far: `out` itself, or those in it
     preview: Path | None  # newest live picture, PNG
     error: str | None
+    source: Path | None = None  # result folder that a refine job began from
 
 
 @dataclass
@@ -155,9 +159,13 @@ class JobQueue:
         try:
             self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock_file = _only_server(self.root)
-            self._store = JobStore(self.root / "jobs.sqlite")
         except OSError as error:
             raise InputError(f"{self.root} cannot be written ({error.strerror}); give another --root.") from error
+        try:
+            self._store = JobStore(self.root / "jobs.sqlite")
+        except BaseException:
+            self._lock_file.close()
+            raise
         self._lock = threading.RLock()
         self._jobs: dict[str, StoredJob] = {}  # in the order of the queue
         self._live: dict[str, _Live] = {}
@@ -165,8 +173,9 @@ class JobQueue:
         self._asked: dict[str, collections.deque[float]] = {}  # when each session submitted within the last minute
         self._workers: list[QueueWorker] = []
         self._thread: threading.Thread | None = None
+        self._rest_until = 0.0
         self._closing = False
-        self._expired = self._saved = 0.0
+        self._expired = self._saved = self._weighed = 0.0
         self._open_jobs()
 
     # Called by the page.
@@ -351,7 +360,8 @@ class JobQueue:
 
     def _died(self, job: StoredJob, how: str) -> None:
         job.deaths += 1
-        if self._live[job.id].cancelled:
+        live = self._live.pop(job.id)
+        if live.cancelled:
             self._end(job, "cancelled")
         elif _whole(self.root, job):  # it could not say so any more
             self._end(job, "done")
@@ -364,30 +374,27 @@ class JobQueue:
 
     def _look_after_workers(self) -> None:
         now = time.monotonic()
+        weigh = now - self._weighed > WEIGH_EVERY
+        self._weighed = now if weigh else self._weighed
         with self._lock:
             for worker in list(self._workers):
                 job = self._jobs.get(worker.job or "")
-                if job is not None and (worker.stop_before or now) < now:
+                memory = worker.memory() if weigh else 0
+                if job is None:
+                    worn = now - worker.idle_since > self.limits.idle_seconds or worker.jobs_made >= self.limits.jobs_by_worker
+                    if worn or memory > self.limits.idle_memory:
+                        self._dismiss(worker)
+                elif worker.stop_before is not None and worker.stop_before < now:
                     self._dismiss(worker)
                     self._end(job, "cancelled")
-                elif job is not None and (taken := worker.memory()) > OVER_BUDGET * self._budget(job):
+                elif memory > OVER_BUDGET * (budget := self._budget(job)):
                     self._dismiss(worker)
                     self._end(
                         job,
                         "failed",
-                        f"The job took {taken / 1e9:.1f} GB of memory, too much beyond its {self._budget(job) / 1e9:.1f} GB; "
+                        f"The job took {memory / 1e9:.2f} GB of memory, far more than its {budget / 1e9:.2f} GB; "
                         "use a faster preset or less input.",
                     )
-                elif job is None and self._is_worn(worker, now):
-                    self._dismiss(worker)
-
-    def _is_worn(self, worker: QueueWorker, now: float) -> bool:
-        limits = self.limits
-        return (
-            now - worker.idle_since > limits.idle_seconds
-            or worker.jobs_made >= limits.jobs_by_worker
-            or worker.memory() > limits.idle_memory
-        )
 
     def _dismiss(self, worker: QueueWorker) -> None:
         self._workers.remove(worker)
@@ -404,6 +411,8 @@ class JobQueue:
                 self._begin(job)
 
     def _begin(self, job: StoredJob) -> None:
+        if time.monotonic() < self._rest_until:
+            return
         threads = self._threads()
         try:
             command = from_json(job.kind, job.command, self.root)
@@ -416,7 +425,8 @@ class JobQueue:
             try:
                 idle = QueueWorker(self.prepare, threads)
             except OSError as error:  # no memory or no process left
-                LOG.warning("No worker could be started (%s).", error)
+                LOG.warning("No worker could be started (%s); it is tried again.", error)
+                self._rest_until = time.monotonic() + 5.0
                 return
             self._workers.append(idle)
         now = time.monotonic()
@@ -433,7 +443,7 @@ class JobQueue:
         before = time.time() - self.limits.expire_days * 86400
         with self._lock:
             for job in list(self._jobs.values()):
-                if job.state in ("done", "failed", "cancelled") and (job.finished or job.submitted) < before:
+                if job.command and job.state not in ("queued", "running") and (job.finished or job.submitted) < before:
                     self._remove(job)
 
     # What both call, under the lock.
@@ -524,6 +534,10 @@ class JobQueue:
             if getattr(command, name, None) is not None:
                 raise InputError(f"The option {name} names something on the server, and is for the command line alone.")
         limits, home = self.limits.uploads, self.root / owner
+        free = shutil.disk_usage(self.root).free - self.limits.disk_reserve
+        if free <= 0:
+            left = (free + self.limits.disk_reserve) / 1e6
+            raise InputError(f"The server's disk is nearly full ({left:.0f} MB free); delete jobs, or try again later.")
         room = self.limits.quota - folder_bytes(home)
         if room <= 0:
             raise InputError(f"Your jobs fill the {self.limits.quota / 1e9:.1f} GB that they may have; delete some first.")
@@ -539,8 +553,9 @@ class JobQueue:
             if value is None or value in ("auto", ""):
                 continue
             given = value if isinstance(value, tuple) else (Path(value),)
-            admitted = admit_files(given, folder / name, limits, room)
-            room -= sum(file.stat().st_size for file in admitted)
+            admitted = admit_files(given, folder / name, limits, min(room, free))
+            taken = sum(file.stat().st_size for file in admitted)
+            room, free = room - taken, free - taken
             whole = folder / name if Path(given[0]).is_dir() else next(iter(admitted), folder / name)
             changes[name] = admitted if isinstance(value, tuple) else type(value)(whole)
         folder.mkdir(parents=True, exist_ok=True)
@@ -576,6 +591,7 @@ class JobQueue:
             results=_results(out),
             preview=preview if preview.is_file() else None,
             error=job.error,
+            source=getattr(from_json(job.kind, job.command, self.root), "result", None) if job.kind == "refine" else None,
         )
 
     def _open_jobs(self) -> None:

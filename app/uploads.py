@@ -21,7 +21,7 @@ from splat.errors import InputError
 
 MAX_NAME_BYTES = 100  # file systems allow 255; results are named after uploads and get more added
 # Formats whose headers PIL reads without running anything else; HEIF is added by its plug-in.
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "MPO", "HEIF", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "HEIF", "AVIF")
 RESERVED = {"con", "prn", "aux", "nul", *(f"{d}{i}" for d in ("com", "lpt") for i in range(10))}
 
 
@@ -45,7 +45,9 @@ def safe_name(name: str) -> str:
     name = unicodedata.normalize("NFC", name.encode(errors="replace").decode())
     name = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
     name = "".join(c for c in name if not unicodedata.category(c).startswith("C"))  # control, format, surrogate, private
-    name = re.sub(r'[<>:"|?*\s]+', " ", name).strip(" .")
+    name = re.sub(r'[<>:"|?*\s]+', " ", name).rstrip(" .").lstrip()
+    if name.startswith("."):  # hidden, or a suffix alone
+        name = f"file.{name.lstrip('.')}"
     stem, suffix = os.path.splitext(name)
     if len(suffix.encode()) > 16:
         stem, suffix = name, ""
@@ -137,10 +139,12 @@ def _check_pixels(file: Path, most: int) -> None:
         import pillow_heif
 
         pillow_heif.register_heif_opener()
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(file, formats=FORMATS) as picture:
+            with Image.open(file, formats=formats) as picture:
                 width, height = picture.size
     except Image.DecompressionBombError as error:
         raise InputError(f"{safe_name(file.name)} has more than {most / 1e6:.0f} megapixels; send a smaller copy.") from error
