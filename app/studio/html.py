@@ -17,12 +17,19 @@ from app.studio.downloads import FILES, export_folder
 
 STAGES = {
     "waiting": "Waiting", "estimate": "Estimating", "photos": "Reading the photos", "poses": "Finding the cameras",
-    "prior": "Measuring depth", "initialise": "Placing Gaussians", "fit": "Fitting", "mesh": "Mesh", "measure": "Measuring quality",
-    "turntable": "Turntable", "files": "Writing the files", "model": "Loading the network", "picture": "Cutting out the subject",
+    "prior": "Measuring depth", "initialise": "Placing Gaussians", "fit": "Fitting", "mesh": "Mesh",
+    "measure": "Measuring quality",
+    "turntable": "Turntable", "files": "Writing the files", "model": "Loading the network",
+    "picture": "Cutting out the subject", "views": "Making the object", "fields": "Making the shape", "codec": "Adding detail",
     "shape": "Making the shape", "coarse": "Making the shape", "detail": "Adding detail", "rank": "Choosing the best",
     "denoise": "Making the object", "refine": "Refining", "batch": "Working through the pictures", "object": "Next object",
 }  # fmt: skip
-ENDED = ("done", "failed", "cancelled", "interrupted")
+# Three Gaussians, for where there is nothing yet.
+LOGO = (
+    '<svg viewBox="0 0 32 32" width="72" height="72" aria-hidden="true"><g fill="none" stroke="currentColor" opacity=".45">'
+    '<ellipse cx="12" cy="19" rx="9" ry="6" transform="rotate(-28 12 19)"/>'
+    '<ellipse cx="20" cy="13" rx="8" ry="4.5" transform="rotate(24 20 13)"/><ellipse cx="17" cy="21" rx="4" ry="3"/></g></svg>'
+)
 STATES = {
     "queued": "waiting", "running": "running", "done": "done", "failed": "failed", "cancelled": "cancelled",
     "interrupted": "interrupted",
@@ -34,7 +41,7 @@ MOST_SENTENCES = 12
 def status(record: JobRecord | None, welcome: str) -> str:
     """What a job is doing, with the buttons that make sense now."""
     if record is None:
-        return f'<div class="ss-status ss-empty"><p>{escape(welcome)}</p></div>'
+        return f'<div class="ss-status ss-empty">{LOGO}<p>{escape(welcome)}</p></div>'
     parts = [f'<div class="ss-status ss-{record.state}" data-state="{record.state}" data-job="{record.id}">']
     parts.append(f'<div class="ss-head"><h3 dir="auto" title="{_text(record.title)}">{_text(record.title)}</h3>')
     parts.append(f'<span class="ss-chip ss-{record.state}">{STATES[record.state]}</span></div>')
@@ -72,8 +79,8 @@ def _ended(record: JobRecord) -> list[str]:
     if record.state == "done":
         return [f'<p class="ss-faint">Made in {clock(took)}.</p>' if took else ""]
     words = {"failed": record.error or "It failed.", "cancelled": "Cancelled; what was finished is kept.",
-             "interrupted": record.error or "The server ended during this job; what was finished is kept."}[record.state]  # fmt: skip
-    return [f'<p class="ss-error" role="alert">{escape(words)}</p>', _buttons(record, "resume", "delete")]
+             "interrupted": record.error or "The server ended during this job; what was finished is kept."}  # fmt: skip
+    return [f'<p class="ss-error" role="alert">{escape(words[record.state])}</p>', _buttons(record, "resume", "delete")]
 
 
 def _buttons(record: JobRecord, *acts: str) -> str:

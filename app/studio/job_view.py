@@ -90,7 +90,9 @@ class JobView:
         return [selected, marks, *changes, gr.Timer(active=busy)]
 
     def _update(self, name: str, text: str) -> Any:
-        return gr.Group(visible=text == "True") if name == "taking" else text
+        if name == "taking":
+            return gr.Group(visible=text == "True")
+        return gr.HTML(text, visible=bool(text))
 
     def _before(self, record: JobRecord, records: list[JobRecord], request: gr.Request) -> tuple[str, Path] | None:
         """URL and path of what `record` refined, while that is still there."""
@@ -151,17 +153,17 @@ def job_view(studio: Studio, kind: str, welcome: str, more: More | None = None) 
     drawn = gr.State({})
     timer = gr.Timer(1.0, active=False)
     status = gr.HTML(html.status(None, welcome), js_on_load=HEAR_BUTTONS, elem_id=f"{kind}-status")
-    table = gr.HTML(js_on_load=HEAR_BUTTONS, elem_id=f"{kind}-table")
-    result = gr.HTML(elem_id=f"{kind}-result")
+    table = gr.HTML(visible=False, js_on_load=HEAR_BUTTONS, elem_id=f"{kind}-table")
+    result = gr.HTML(visible=False, elem_id=f"{kind}-result")
     with gr.Group(visible=False, elem_id=f"{kind}-taking", elem_classes="ss-taking") as taking:
         gr.HTML("<h4>Downloads</h4>")
         files = gr.HTML(elem_id=f"{kind}-files")
         with gr.Row(equal_height=True):
             choices = [(wanted.label, name) for name, wanted in FORMATS.items()]
             format = gr.Dropdown(choices, value="view", label="Another format", min_width=220, scale=4)
-            size = gr.Number(None, label="Longest side in m, for prints", minimum=0, min_width=120, scale=2)
-            make = gr.Button("Make it", min_width=90, scale=1, elem_id=f"{kind}-convert")
-    shelf = gr.HTML(js_on_load=HEAR_BUTTONS, elem_id=f"{kind}-shelf")
+            size = gr.Textbox("", label="Longest side in m", placeholder="for prints", min_width=120, scale=2)
+            make = gr.Button("Convert", min_width=90, scale=1, elem_id=f"{kind}-convert")
+    shelf = gr.HTML(visible=False, js_on_load=HEAR_BUTTONS, elem_id=f"{kind}-shelf")
     view = JobView(studio, kind, welcome, more, selected, drawn, status, table, result, taking, files, shelf, timer)
     quiet = {"api_visibility": "private", "show_progress": "hidden"}
     timer.tick(view._look, view._inputs, view._outputs, queue=False, **quiet)

@@ -19,9 +19,15 @@ from starlette.requests import Request
 from app import commands
 from app.queue import JobQueue, QueueLimits, default_root
 from app.queue_worker import Prepare, prepare_pipelines
+from app.studio.api import api
+from app.studio.batch_tab import batch_tab
 from app.studio.errands import Errands
 from app.studio.files import file_routes
 from app.studio.guard import Guard
+from app.studio.image_tab import image_tab
+from app.studio.library_tab import library_tab, space_used
+from app.studio.photos_tab import photos_tab
+from app.studio.refine_tab import refinable, refine_tab
 from app.studio.studio import Studio
 from app.studio.text_tab import text_tab
 from splat.errors import InputError
@@ -85,10 +91,32 @@ def build_page(studio: Studio) -> gr.Blocks:
     with gr.Blocks(title="splatsmith", analytics_enabled=False, delete_cache=(600, UPLOADS_STAY), fill_width=True) as page:
         gr.HTML(resources.files("app.studio").joinpath("header.html").read_text(), elem_id="ss-header")
         with gr.Tabs(elem_id="ss-tabs"):
+            with gr.Tab("Photos", id="photos"):
+                views = [photos_tab(studio)]
+            with gr.Tab("Image", id="image"):
+                views.append(image_tab(studio))
             with gr.Tab("Text", id="text"):
-                views = [text_tab(studio)]
-        for view in views:
-            view.look(page.load(lambda: "", None, view.selected, api_visibility="private", queue=False, show_progress="hidden"))
+                views.append(text_tab(studio))
+            with gr.Tab("Refine", id="refine") as refine:
+                view, chosen = refine_tab(studio)
+                views.append(view)
+            with gr.Tab("Batch", id="batch"):
+                views.append(batch_tab(studio))
+            with gr.Tab("Library", id="library") as library:
+                shelf, used = library_tab(studio)
+        api(studio)
+        quiet = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+        for view in (*views, shelf):  # what was under way is found again
+            view.look(page.load(lambda: "", None, view.selected, **quiet))
+
+        def fill_refine(request: gr.Request):
+            return refinable(studio, request)
+
+        def fill_library(request: gr.Request):
+            return space_used(studio, request)
+
+        refine.select(fill_refine, None, chosen, **quiet)
+        shelf.look(library.select(fill_library, None, used, **quiet))
     return page
 
 
@@ -152,11 +180,10 @@ def _listen(options: commands.Ui) -> socket.socket:
         listener.listen(128)
     except OSError as error:
         listener.close()
-        taken = error.errno == errno.EADDRINUSE
-        reason = "" if taken else f" ({error.strerror or error})"
-        raise InputError(
-            f"The page cannot listen on {options.host}:{options.port}{reason}; give another {'--port' if taken else '--host or --port'}."
-        ) from error
+        where = f"The page cannot listen on {options.host}:{options.port}"
+        if error.errno == errno.EADDRINUSE:
+            raise InputError(f"{where}, where another program does; give another --port.") from error
+        raise InputError(f"{where} ({error.strerror or error}); give another --host or --port.") from error
     return listener
 
 

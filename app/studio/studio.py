@@ -46,8 +46,12 @@ class Studio:
 
     def common(self, preset: str, seed: float | None) -> dict:
         """Options that every job has. Raises `InputError`."""
-        return {"out": Path("chosen-by-the-queue"), "preset": one_of(PRESETS, preset, "preset"), "seed": whole(seed, "seed") or 0,
-                "device": self.options.device}  # fmt: skip
+        return {
+            "out": Path("chosen-by-the-queue"),
+            "preset": one_of(PRESETS, preset, "Preset"),
+            "seed": whole(seed, "Seed") or 0,
+            "device": self.options.device,
+        }
 
 
 PRESETS = ("draft", "standard", "quality")

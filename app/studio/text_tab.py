@@ -27,9 +27,9 @@ def text_tab(studio: Studio) -> JobView:
             preset = gr.Radio(PRESETS, value="standard", label="Preset", info=tips["preset"])
             with gr.Accordion("More options", open=False):
                 seed = gr.Number(0, precision=0, minimum=0, label="Seed", info=tips["seed"])
-                candidates = gr.Number(None, precision=0, minimum=1, label="Candidates", info=tips["candidates"])
-                steps = gr.Number(None, precision=0, minimum=1, label="Steps", info=tips["steps"])
-                guidance = gr.Number(None, minimum=0, label="Guidance", info=tips["guidance"])
+                candidates = gr.Textbox("", label="Candidates", info=tips["candidates"])
+                steps = gr.Textbox("", label="Steps", info=tips["steps"])
+                guidance = gr.Textbox("", label="Guidance", info=tips["guidance"])
             make = gr.Button("Make it", variant="primary", elem_id="text-make")
         with gr.Column(scale=3, min_width=300):
             view = job_view(studio, "text", WELCOME, more=lambda record, of, request: _more(studio, record, request))
@@ -39,15 +39,15 @@ def text_tab(studio: Studio) -> JobView:
         try:
             if not str(prompt or "").strip():
                 raise InputError("There is no prompt yet; say what to make, such as a red armchair.")
-            count = whole(variations, "variations") or 1
+            count = whole(variations, "Variations") or 1
             if not 1 <= count <= MOST_VARIATIONS:
-                raise InputError(f"variations is 1 to {MOST_VARIATIONS}.")
+                raise InputError(f"Variations is 1 to {MOST_VARIATIONS}.")
             command = commands.Text(
                 sentences=(str(prompt),),
                 variations=count,
-                candidates=whole(candidates, "candidates"),
-                steps=whole(steps, "steps"),
-                guidance=decimal(guidance, "guidance"),
+                candidates=whole(candidates, "Candidates"),
+                steps=whole(steps, "Steps"),
+                guidance=decimal(guidance, "Guidance"),
                 **studio.common(preset, seed),
             )
             return studio.queue.submit(session_of(request), command, str(prompt))

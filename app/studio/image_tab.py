@@ -1,0 +1,128 @@
+"""A picture, or several of one object, in; the object out, as often as there are seeds."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+from urllib.parse import quote
+
+import gradio as gr
+
+from app import commands
+from app.queue import JobRecord
+from app.studio.job_view import JobView, job_view
+from app.studio.photos_tab import PICTURES
+from app.studio.studio import PRESETS, Studio, decimal, sentence, whole
+from app.studio.visitor import session_of
+from app.tooltips import tooltips
+from splat.errors import InputError, SplatsmithError
+
+WELCOME = "Drop a picture of one object, best on a plain or transparent background. It takes a quarter of a minute."
+MOST_VARIATIONS = 4
+SHOWN = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")  # what every browser draws
+
+
+def image_tab(studio: Studio) -> JobView:
+    tips = tooltips(commands.Image)
+    with gr.Row(elem_classes="ss-tab"):
+        with gr.Column(scale=2, min_width=300):
+            files = gr.File(
+                label="Picture, or several of one object",
+                file_count="multiple",
+                file_types=PICTURES,
+                height=170,
+                elem_id="image-files",
+            )
+            chosen = gr.HTML(visible=False, elem_id="image-chosen")
+            example = gr.Button("Use the example picture", size="sm")
+            variations = gr.Slider(1, MOST_VARIATIONS, 1, step=1, label="Variations", info="Objects with further seeds.")
+            preset = gr.Radio(PRESETS, value="standard", label="Preset", info=tips["preset"])
+            with gr.Accordion("More options", open=False):
+                mask = gr.File(label="Mask", file_types=PICTURES, height=110)
+                gr.HTML(f'<p class="ss-faint">{escape(tips["mask"])}</p>')
+                elevation = gr.Textbox("", label="Elevation", placeholder="20", info=tips["elevation"])
+                azimuths = gr.Textbox("", label="Azimuths", placeholder="0, 90, 180, 270", info=tips["azimuths"])
+                seed = gr.Number(0, precision=0, minimum=0, label="Seed", info=tips["seed"])
+                temperature = gr.Textbox("", label="Temperature", placeholder="0.35", info=tips["temperature"])
+                guidance = gr.Textbox("", label="Guidance", placeholder="1", info=tips["guidance"])
+                steps = gr.Textbox("", label="Steps", info=tips["steps"])
+                refine = gr.Textbox("", label="Refine", info=tips["refine"])
+            make = gr.Button("Make it", variant="primary", elem_id="image-make")
+        with gr.Column(scale=3, min_width=300):
+            view = job_view(studio, "image", WELCOME, more=lambda record, of, request: _more(studio, record, request))
+
+    def submit_image(
+        files, variations, preset, mask, elevation, azimuths, seed, temperature, guidance, steps, refine, request: gr.Request
+    ) -> str:
+        """One object from a picture, or from several of it; returns the id of the job, of the first where there are several."""
+        try:
+            if not files:
+                raise InputError("There is no picture yet; drop one first.")
+            count = whole(variations, "Variations") or 1
+            if not 1 <= count <= MOST_VARIATIONS:
+                raise InputError(f"Variations is 1 to {MOST_VARIATIONS}.")
+            paths, common = tuple(Path(file) for file in files), studio.common(preset, seed)
+            ids = [
+                studio.queue.submit(
+                    session_of(request),
+                    commands.Image(
+                        inputs=paths,
+                        views=len(paths) > 1,
+                        mask=Path(mask) if mask else None,
+                        elevation=decimal(elevation, "Elevation"),
+                        azimuths=_numbers(azimuths),
+                        temperature=decimal(temperature, "Temperature"),
+                        guidance=decimal(guidance, "Guidance"),
+                        steps=whole(steps, "Steps"),
+                        refine=whole(refine, "Refine"),
+                        **(common | {"seed": common["seed"] + i}),
+                    ),
+                    paths[0].name if len(paths) == 1 else f"{paths[0].name} and {len(paths) - 1} more views",
+                )
+                for i in range(count)
+            ]
+            return ids[0]
+        except SplatsmithError as error:
+            raise sentence(error) from error
+
+    def show(files):
+        drawn = [file for file in files or [] if Path(file).suffix.lower() in SHOWN][:8]
+        pictures = "".join(
+            f'<img src="/gradio_api/file={quote(file)}" alt="{escape(Path(file).name, quote=True)}">' for file in drawn
+        )
+        return gr.HTML(f'<div class="ss-chosen">{pictures}</div>', visible=bool(drawn))
+
+    quiet = {"api_visibility": "private", "show_progress": "hidden"}
+    files.change(show, files, chosen, queue=False, **quiet)
+    example.click(lambda: [str(example_picture())], None, files, **quiet)
+    inputs = [files, variations, preset, mask, elevation, azimuths, seed, temperature, guidance, steps, refine]
+    view.look(make.click(submit_image, inputs, view.selected, api_name="submit_image", show_progress="hidden"))
+    return view
+
+
+def example_picture() -> Path:
+    """One photo of the bundled toy. Raises `InputError` where it is missing."""
+    from app.demo import example_photos
+
+    return sorted(example_photos().iterdir())[0]
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(decimal(part.strip(), "An azimuth") or 0.0 for part in str(text or "").split(",") if part.strip())
+
+
+def _more(studio: Studio, record: JobRecord, request: gr.Request) -> str:
+    """The same pictures with the next seed that has not been tried."""
+    options, session, home = record.options, session_of(request), record.out.parent
+    seeds = [job.options["seed"] for job in studio.queue.jobs(session) if job.kind == "image" and job.title == record.title]
+    names = ("views", "preset", "elevation", "guidance", "temperature", "steps", "refine")
+    command = commands.Image(
+        inputs=tuple(home / "inputs" / name for name in options["inputs"]),
+        mask=home / "mask" / options["mask"] if options["mask"] else None,
+        azimuths=tuple(options["azimuths"]),
+        seed=max(seeds) + 1,
+        out=Path("chosen-by-the-queue"),
+        device=studio.options.device,
+        **{name: options[name] for name in names},
+    )
+    return studio.queue.submit(session, command, record.title)
