@@ -49,6 +49,11 @@ def test_volumes_of_objects_with_confirmed_licences(objects, tmp_path, capsys):
         (["text-bank", "--steps", "5"], "trains no network"),
         (["text-pack", "--accumulate", "2"], "trains no network"),
         (["text-shape", "--accumulate", "65"], "give 1 to 64"),
+        (["text-shape", "--batch", "0"], "give 1 to 4096"),
+        (["text-volumes", "--batch", "2"], "trains no network"),
+        (["text-shape", "--size", "gvgen"], "has one size"),
+        (["image-denoiser", "--size", "gvgen"], "has one size"),
+        (["text-dense-field"], "run the step 'bank' first"),
     ],
 )
 def test_what_cannot_be_trained_is_one_sentence_and_leaves_nothing(words, sentence, tmp_path, capsys):
@@ -77,6 +82,11 @@ def test_options_reach_the_step_and_a_sitting_that_ends_early_says_so(monkeypatc
         assert (seen["step"], seen["threads"], loop.seed, loop.steps, loop.lr, loop.accumulate) == ("shape", 1, 5, 40, 0.002, 3)
         notes = [e.get("note", "") for e in map(json.loads, capsys.readouterr().out.splitlines())]
         assert any("7 of 40 steps are trained; run the same command again" in note for note in notes)
+        own = "--steps 40 --batch 3 --size gvgen".split()
+        for step in ("field", "attributes"):
+            assert entry.main(["train", f"text-dense-{step}", str(tmp_path), *words, *own, "--quiet"]) == 0
+            dense = getattr(seen["config"], f"dense_{step}")
+            assert (dense.loop.steps, dense.batch, dense.unet.channels, seen["step"]) == (40, 3, 224, f"dense-{step}")
         for step in ("volumes", "bank"):
             assert entry.main(["train", f"text-{step}", str(tmp_path), *words, "--quiet"]) == 0
             assert getattr(seen["config"], step).seed == 5
