@@ -9,6 +9,7 @@ from urllib.parse import quote
 import gradio as gr
 
 from app import commands
+from app.demo import example_photos
 from app.queue import JobRecord
 from app.studio.job_view import JobView, job_view
 from app.studio.photos_tab import PICTURES
@@ -101,10 +102,11 @@ def image_tab(studio: Studio) -> JobView:
 
 
 def example_picture() -> Path:
-    """One photo of the bundled toy. Raises `InputError` where it is missing."""
-    from app.demo import example_photos
-
-    return sorted(example_photos().iterdir())[0]
+    """The bundled toy alone. Raises `InputError` where it is missing."""
+    picture = example_photos().parent / "picture.png"
+    if not picture.is_file():
+        raise InputError(f"The example picture is missing ({picture}); reinstall splatsmith.")
+    return picture
 
 
 def _numbers(text: str) -> tuple[float, ...]:

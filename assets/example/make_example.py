@@ -2,7 +2,8 @@
 
     python assets/example/make_example.py [--out FOLDER]
 
-Writes `photos/*.jpg` with the traits of a phone's pictures (perspective, exposure, vignetting, noise, JPEG, EXIF focal
+Writes `picture.png`, the locomotive alone on a transparent background, as an example of one picture of an object, and
+`photos/*.jpg` with the traits of a phone's pictures (perspective, exposure, vignetting, noise, JPEG, EXIF focal
 length, one of them upright) and, outside that folder, `truth.json`: the true cameras in the transforms.json format of
 nerfstudio. The photos say nothing about where they were taken from.
 """
@@ -264,6 +265,29 @@ def photograph(stage: Stage, camera: Cameras, seed: int) -> Image.Image:
     return Image.fromarray((encoded(light) * 255 + 0.5).astype(np.uint8))
 
 
+def portrait(side: int = 512) -> Image.Image:
+    """The locomotive alone, with straight alpha, as its front right is seen from 20 degrees above."""
+    stage, rng = Stage(list(locomotive())), np.random.default_rng(0)
+    azimuth, elevation, distance, middle = math.radians(50), math.radians(20), 5.4, np.array([0, 0.62, 0])
+    away = np.array([math.sin(azimuth) * math.cos(elevation), math.sin(elevation), math.cos(azimuth) * math.cos(elevation)])
+    eye, up = middle + distance * away, torch.tensor([0.0, 1, 0])
+    camera = Cameras.look_at(
+        torch.tensor(eye)[None], torch.tensor(middle)[None], up, intrinsics(1.6 * side, side, side), side, side
+    )
+    light, alpha = np.zeros((side * side, 3)), np.zeros(side * side)
+    for i in range(SAMPLES**2):
+        shift = (np.array([i % SAMPLES, i // SAMPLES]) + 0.5) / SAMPLES - 0.5
+        K = camera.K.clone()
+        K[0, :2, 2] -= torch.tensor(shift, dtype=K.dtype)
+        rays = pixel_rays(Cameras(camera.cam_from_world, K, side, side)).reshape(-1, 6)
+        seen = np.isfinite(stage.scene.cast_rays(stage.tensor(rays))["t_hit"].numpy())
+        light[seen] += stage.light(rays[seen], rng)
+        alpha += seen
+    colour = encoded(1.25 * light / alpha.clip(1)[:, None])
+    pixels = np.concatenate([colour, alpha[:, None] / SAMPLES**2], axis=1).reshape(side, side, 4)
+    return Image.fromarray((pixels * 255 + 0.5).astype(np.uint8))
+
+
 def save_photo(picture: Image.Image, path: Path) -> None:
     """As a phone does: an upright picture is stored lying, with the EXIF orientation that turns it."""
     exif = Image.Exif()
@@ -298,6 +322,8 @@ def main() -> None:
     parser.add_argument("--only", type=int, nargs="*", help="take only these of the fifteen photos")
     args = parser.parse_args()
     (args.out / "photos").mkdir(parents=True, exist_ok=True)
+    if args.only is None:
+        portrait().save(args.out / "picture.png", optimize=True)
     stage, views = Stage(scene()), cameras()
     names = [f"IMG_{2041 + i}.jpg" for i in range(len(views))]
     for i in range(len(views)) if args.only is None else args.only:
