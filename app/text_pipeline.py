@@ -51,6 +51,7 @@ class TextGenerator(Protocol):
     vocabulary: Vocabulary
     encoder: TextEncoder
     licences: tuple[str, ...]
+    blur: float  # deviation in world units that the Gaussians of its volumes lack
 
     def generate(
         self, prompts: Sequence[str], seeds: Sequence[int], config: TextSampleConfig
@@ -277,6 +278,7 @@ def _object_work(
     preset, drawing = plan.preset, plan.drawing
     volume, ranked = yield from _volume(plan, item, generator, work, watch)
     splats = volume.to_splats()
+    splats = splats.widened(generator.blur) if generator.blur else splats  # as training saw them
     mesh, no_mesh = yield from object_mesh(splats, preset)
     notices.add(*no_mesh)
     yield from write_pictures(work.result, splats, mesh, preset, drawing)

@@ -74,6 +74,7 @@ def main() -> None:
         for name in ROWS:
             start = time.process_time()
             splats = volume.to_splats() if name == "fitted" else attributes(starts[name], config).volume.to_splats()
+            splats = splats.widened(args.widen) if args.widen else splats
             seconds = time.process_time() - start
             with torch.no_grad():
                 image = render(splats, truth.cameras, options).rgb.clamp(0, 1)
@@ -103,6 +104,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--split", default="val")
     parser.add_argument("--count", type=int, default=0, help="objects, evenly over the split; 0 takes all")
     parser.add_argument("--side", type=int, default=128, help="px of the views")
+    parser.add_argument("--widen", type=float, default=0.0, help="deviation in world units that is added to every Gaussian")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="file for the rows")
     return parser.parse_args()

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from splat.errors import InputError
 
+VIEW_SIDE = 96  # px of the pictures from which the networks that ship learnt Gaussians
+
 
 @dataclass(frozen=True)
 class TextSampleConfig:

@@ -23,6 +23,7 @@ from diffusion.fit_volumes import volume_path
 from diffusion.models.attribute_predictor import AttributePredictor, Attributes
 from diffusion.models.dense_attributes import DenseAttributes
 from diffusion.models.volume_unet import VolumeUNet
+from diffusion.text_config import VIEW_SIDE
 from diffusion.text_encoder import TextFeatures
 from diffusion.text_stages import interpolated, upsampled
 from diffusion.train_latents import balanced_weights, latents_of
@@ -126,7 +127,7 @@ class AttributeTrainConfig:
     width: int = 192
     batch: int = 4
     views: int = 2  # rendered per object and step
-    view_side: int = 96  # px
+    view_side: int = VIEW_SIDE  # px
     render_weight: float = 1.0  # of the photometric loss, beside the squared error of the channels
     structure: float = 0.2  # share of 1 - SSIM in the photometric loss, the rest is L1
     channel_weight: float = 0.1

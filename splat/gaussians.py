@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -58,6 +59,11 @@ class Splats:
         """[N, 3, 3] world units squared."""
         root = matrix_from_quat(self.quats) * self.scales[:, None, :]
         return root @ root.mT
+
+    def widened(self, deviation: float) -> Splats:
+        """Every Gaussian convolved with a round one of that standard deviation, in world units; opacities stay."""
+        log_scales = torch.logaddexp(2 * self.log_scales, torch.full_like(self.log_scales, 2 * math.log(deviation))) / 2
+        return replace(self, log_scales=log_scales)
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Splats:
         """`fn` applied to every field."""

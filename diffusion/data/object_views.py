@@ -17,6 +17,7 @@ from splat.errors import InputError
 from splat.io.atomic import atomically
 from splat.mesh import Mesh
 from splat.progress import Progress
+from splat.render import RenderOptions
 from splat.views import Views
 
 FOV_DEG = 49.1  # of the protocol's cameras
@@ -55,6 +56,12 @@ class ObjectViews:
     def depths(self) -> torch.Tensor:
         """[C, H, W] z in the camera frame, world units, 0 where nothing is hit."""
         return torch.from_numpy(self.depth.astype(np.float32) * DEPTH_STEP)
+
+
+def renderers_blur(side: int) -> float:
+    """Standard deviation, in world units at an object's middle, of what renderers blur pictures of `side` px by."""
+    focal = 0.5 * side / math.tan(math.radians(FOV_DEG) / 2)
+    return math.sqrt(RenderOptions().low_pass) * DISTANCE / focal
 
 
 def input_camera(size: int) -> Cameras:

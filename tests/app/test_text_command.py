@@ -114,6 +114,14 @@ def test_the_best_candidate_is_kept(made):
     assert text["kept"] == totals.index(max(totals)) and len(set(totals)) == 3
 
 
+def test_gaussians_are_as_wide_as_training_drew_them(made, stand_in, tmp_path):
+    out, _, _ = made
+    stand_in.blur = 0.02
+    assert splatsmith("a red table", "--out", tmp_path / "R") == 0
+    plain, wide = (load_scene(path / "a-red-table-0") for path in (out, tmp_path / "R"))
+    torch.testing.assert_close(wide.scales, (plain.scales**2 + 0.02**2).sqrt(), rtol=1e-4, atol=1e-6)
+
+
 def test_neighbouring_seeds_share_no_candidate():
     seeds = [candidate_seeds(seed, 16) for seed in range(100)]
     assert len({s for row in seeds for s in row}) == 1600

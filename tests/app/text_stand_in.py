@@ -41,6 +41,7 @@ class StandIn:
     """Counts what was asked of it. Prompts with "nothing" give empty volumes, those with "fails" an error."""
 
     licences = ("Stand-in: CC0-1.0",)
+    blur = 0.0
     vocabulary = SimpleNamespace(nearest=lambda encoder, prompt, count=3: [("table", 0.1 if "dragon" in prompt else 0.9)])
     encoder = SimpleNamespace(
         config=SimpleNamespace(max_tokens=77), token_counts=lambda prompts: [len(p.split()) + 2 for p in prompts]

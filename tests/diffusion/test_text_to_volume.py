@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -135,6 +136,14 @@ def test_a_cube_depends_on_its_own_prompt_and_seed_alone(generator):
     assert torch.equal(both.volumes.features[1], second.volumes.features[0])
     assert torch.equal(both.agreement[1:], second.agreement)
     assert not torch.equal(other.volumes.features, second.volumes.features)
+
+
+def test_what_the_gaussians_lack_in_width_follows_from_the_pictures_they_were_learnt_from(generator):
+    """Three quarters of the deviation of the renderer's blur of 0.3 px^2, at the middle of an object."""
+    focal = 12 / math.tan(math.radians(49.1 / 2))  # of the toy's 24 px
+    assert generator.blur == pytest.approx(0.75 * math.sqrt(0.3) * 1.9 / focal)
+    shipped = replace(generator, facts={"facts": {}})  # its weights.json is older than the entry, its pictures had 96 px
+    assert shipped.blur == pytest.approx(generator.blur / 4)
 
 
 def test_prompts_without_seeds_are_refused(generator):

@@ -59,6 +59,13 @@ def test_covariance_is_r_s_s_r_transposed():
         torch.testing.assert_close(splats.covariances()[i], expected)
 
 
+def test_widened_adds_its_square_to_every_covariance():
+    splats = random_splats(5, dtype=torch.float64)
+    wide = splats.widened(0.03)
+    torch.testing.assert_close(wide.covariances(), splats.covariances() + 0.03**2 * torch.eye(3, dtype=torch.float64))
+    assert_same(Splats(wide.means, wide.quats, splats.log_scales, wide.opacity_logits, wide.sh), splats)
+
+
 def test_with_sh_degree_cuts_and_pads():
     splats = random_splats(3, degree=2)
     assert splats.sh_degree == 2
