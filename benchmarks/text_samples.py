@@ -85,8 +85,11 @@ def _belongs(kept: Path, made_by: dict) -> None:
 
 
 def splats_of(asked: Asked, kept: Path) -> Splats:
-    """The sample as splats."""
-    return load_single(path_of(asked, kept)).to_splats()
+    """The sample as splats, as wide as the product makes them."""
+    from diffusion.text_to_volume import missing_width
+
+    made_by = json.loads((kept / "made_by.json").read_text())
+    return load_single(path_of(asked, kept)).to_splats().widened(missing_width(made_by["weights"]))
 
 
 def load_single(path: Path) -> SplatVolume:

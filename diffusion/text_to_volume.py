@@ -97,13 +97,8 @@ class TextToVolume:
 
     @property
     def blur(self) -> float:
-        """What the Gaussians lack in width, world units, for `Splats.widened`.
-
-        They were learnt from pictures of `view_side` px in which the renderer blurred them; seen larger, they show gaps. Three
-        quarters of that blur are best, measured on validation objects at 128 and 256 px: what is seen is nearer than the
-        middle, and every viewer blurs a little by itself.
-        """
-        return 0.75 * renderers_blur(int(self.facts["facts"].get("view_side", VIEW_SIDE)))
+        """What the Gaussians lack in width, world units, for `Splats.widened`."""
+        return missing_width(self.facts)
 
     def generate(
         self, prompts: Sequence[str], seeds: Sequence[int], config: TextSampleConfig
@@ -124,6 +119,16 @@ class TextToVolume:
             volumes.append(draft.volume.to("cpu"))
             agreement.append(self.stages[0].agreement(draft))
         return TextSamples(SplatVolume.cat(volumes), torch.tensor(agreement))
+
+
+def missing_width(facts: dict) -> float:
+    """What Gaussians made by weights whose weights.json holds `facts` lack in width, world units.
+
+    They were learnt from pictures of `view_side` px in which the renderer blurred them; seen larger, they show gaps. Three
+    quarters of that blur are best, measured on validation objects at 128 and 256 px: what is seen is nearer than the middle,
+    and every viewer blurs a little by itself.
+    """
+    return 0.75 * renderers_blur(int(facts["facts"].get("view_side", VIEW_SIDE)))
 
 
 def _encoder(folder: Path, facts: dict, device: torch.device | str) -> TextEncoder:
