@@ -9,21 +9,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from splat.errors import StoppedLate
 from splat.extract_mesh import simplified, without_crumbs
 from splat.gaussians import Splats
+from splat.marching_cubes import marching_cubes
 from splat.mesh import Mesh
-from splat.open3d_import import open3d
 from splat.rotations import matrix_from_quat
 from splat.sh import to_rgb
 
 REACH = 2.5  # standard deviations up to which a Gaussian is felt
 STRAYS = 0.001  # share of the Gaussians that may lie outside of the meshed box on each side
-BLOCK = 8  # voxels along the side of one of open3d's blocks
 CHUNK = 4_000_000  # evaluations at a time
 
 
@@ -97,47 +95,12 @@ def _spread(depth: Tensor, colour: Tensor) -> Tensor:
 
 
 def _level_set(opacity: Tensor, colour: Tensor, low: Tensor, voxel: float, level: float) -> Mesh:
-    """Marching cubes of opacity [X, Y, Z] with enclosed hollows filled; open3d has them for its grids of blocks."""
+    """Marching cubes of opacity [X, Y, Z] with enclosed hollows filled."""
     from scipy.ndimage import binary_fill_holes
 
     hollow = torch.from_numpy(binary_fill_holes((opacity > level).numpy())) & (opacity <= level)
     signed = torch.where(hollow, level - 1, level - opacity)  # negative inside, as a distance is
-    blocks = [-(-n // BLOCK) for n in opacity.shape]
-    pad = [x for n, b in zip(reversed(opacity.shape), reversed(blocks), strict=True) for x in (0, b * BLOCK - n)]
-    signed = torch.nn.functional.pad(signed, pad, value=level)
-    colour = torch.nn.functional.pad(colour, [0, 0, *pad])
-    tiles = signed.unfold(0, BLOCK, BLOCK).unfold(1, BLOCK, BLOCK).unfold(2, BLOCK, BLOCK)  # [bx, by, bz, 8, 8, 8]
-    inside = (tiles < 0).flatten(3).any(-1).float()[None]
-    near = torch.nn.functional.max_pool3d(inside, 3, 1, 1)[0] > 0  # neighbours too: cells reach into the next block
-    o3d = open3d()
-    core = o3d.core
-    grid = o3d.t.geometry.VoxelBlockGrid(
-        attr_names=("tsdf", "weight", "color"),
-        attr_dtypes=(core.float32, core.float32, core.float32),
-        attr_channels=(core.SizeVector((1,)), core.SizeVector((1,)), core.SizeVector((3,))),
-        voxel_size=voxel,
-        block_resolution=BLOCK,
-        block_count=int(near.sum()) + 8,
-    )
-    keys = torch.nonzero(near).int()
-    if not len(keys):
+    mesh = marching_cubes(signed, low, voxel, colour)
+    if mesh is None:
         raise StoppedLate("The splats are nowhere dense enough to have a surface, so no mesh can be made.")
-    buffers, _ = grid.hashmap().activate(core.Tensor(keys.numpy()))
-    where, flat = grid.voxel_coordinates_and_flattened_indices(buffers)
-    index = torch.from_numpy(where.numpy() / voxel).round().long().unbind(-1)
-    flat = flat.to(core.int64)
-    values = {
-        "tsdf": signed[index][:, None],
-        "weight": torch.ones(len(index[0]), 1),
-        "color": 255 * colour[index],
-    }  # as open3d keeps colours
-    for name, value in values.items():
-        grid.attribute(name).reshape((-1, value.shape[1]))[flat] = core.Tensor(value.float().contiguous().numpy())
-    surface = grid.extract_triangle_mesh(weight_threshold=0.5)
-    if "indices" not in surface.triangle or not len(surface.triangle.indices):
-        raise StoppedLate("The splats are nowhere dense enough to have a surface, so no mesh can be made.")
-    return Mesh(
-        torch.from_numpy(surface.vertex.positions.numpy().astype(np.float32)) + low,
-        torch.from_numpy(surface.triangle.indices.numpy().astype(np.int64)),
-        torch.from_numpy(surface.vertex.colors.numpy().astype(np.float32).clip(0, 1)),
-    )
+    return mesh
