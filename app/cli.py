@@ -114,7 +114,7 @@ def demo(options: commands.Demo, talk: Talk) -> int:
 def export(options: commands.Export, talk: Talk) -> int:
     from app.scenes import export_scene
 
-    export_scene(options.scene, options.to, options.convention)
+    export_scene(options.scene, options.to, options.convention, options.sh_degree)
     say(f"{options.to} written", talk)
     emit("done", talk, out=str(options.to))
     return DONE

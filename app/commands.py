@@ -205,7 +205,8 @@ class Demo(Job):
 
 @dataclass(frozen=True, kw_only=True)
 class Export(Machine):
-    """A result or scene as .ply .spz .splat .compressed.ply .gltf .gs.glb, or its mesh as .glb .obj .stl .usdz .mesh.ply."""
+    """A result or scene as .ply .spz .splat .compressed.ply .gltf .gs.glb, its mesh as .glb .obj .stl .usdz .mesh.ply, or a
+    page that shows it, .html."""
 
     scene: Positional[Path]
     """Result folder, or a scene file."""
@@ -213,6 +214,8 @@ class Export(Machine):
     """File to write; its suffix chooses the format."""
     convention: Literal["splatsmith", "3dgs"] = "splatsmith"
     """splatsmith is +Y up; 3dgs is the y-down world that many viewers of .ply and .splat assume. SPZ and glTF need none."""
+    sh_degree: int | None = None
+    """Keep view-dependent colour of the splats up to this degree, 0 to 3, for smaller files; by default all there is."""
     faces: int | None = None
     """Most triangles of the mesh; by default all that the result has, and 50,000 with --texture."""
     texture: int | None = None
@@ -294,7 +297,8 @@ class Train(Machine):
     batch: int | None = None
     """Examples to a batch of a network; each network has its own default."""
     size: Literal["small", "gvgen"] = "small"
-    """Of the networks of text-dense-field and text-dense-attributes: for any machine, or as published, for a GPU."""
+    """Of the networks of text-dense-field and text-dense-attributes: for any machine, or as published, for a GPU; the same for
+    text-dense-pack."""
     workers: int = 1
     """Objects at a time, in the steps that read objects."""
     space: Literal["pixel", "latent"] = "pixel"

@@ -88,6 +88,19 @@ def estimate_photos(
     return Estimate(seconds, memory, disk)
 
 
+def estimate_refine(photos: int, stored: float, steps: int, preset: Preset, *, renderer: str, threads: int) -> Estimate:
+    """For `steps` further steps on `photos` photos, of which the state holds `stored` bytes as float32 RGB."""
+    speed = 1 + PARALLEL * (threads - 1)
+    fast = GPU_SPEEDUP if renderer == "gsplat" else speed
+    slow = REFERENCE_SLOWDOWN if renderer == "reference" else 1.0
+    megapixels = stored / 12 / max(photos, 1) / 1e6
+    step = SECONDS_PER_STEP + SECONDS_PER_STEP_MEGAPIXEL * megapixels + SECONDS_PER_STEP_100K * preset.max_gaussians / 100_000
+    frame = preset.turntable_side**2 * 0.7 / 1e6 * SECONDS_PER_FRAME_MEGAPIXEL
+    seconds = slow * (steps * step + preset.turntable_frames * frame) / fast + SECONDS_MESH
+    memory = BYTES_BASE + BYTES_MESHING + 3 * stored + preset.max_gaussians * BYTES_PER_FITTED_GAUSSIAN
+    return Estimate(seconds, memory, stored + preset.max_gaussians * (59 * 4 * 4) + 30e6)
+
+
 def estimate_text(
     objects: int, candidates: int, steps: int, preset: TextPreset, *, renderer: str, threads: int, on_gpu: bool
 ) -> Estimate:

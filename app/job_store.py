@@ -107,7 +107,7 @@ def to_json(command: Any, root: Path) -> str:
 
 def from_json(kind: str, text: str, root: Path) -> Any:
     """Raises TypeError, KeyError or ValueError for what another version wrote."""
-    return KINDS[kind](**{name: _decode(value, root) for name, value in json.loads(text).items()})
+    return KINDS[kind](**{name: decode(value, root) for name, value in json.loads(text).items()})
 
 
 def _encode(value: Any, root: Path) -> Any:
@@ -119,9 +119,10 @@ def _encode(value: Any, root: Path) -> Any:
     return value
 
 
-def _decode(value: Any, root: Path) -> Any:
+def decode(value: Any, root: Path) -> Any:
+    """An option as `to_json` wrote it."""
     if isinstance(value, list):
-        return tuple(_decode(part, root) for part in value)
+        return tuple(decode(part, root) for part in value)
     if isinstance(value, dict):
         return root / value["below"] if "below" in value else Path(value["path"])
     return value

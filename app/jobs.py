@@ -7,13 +7,14 @@ import json
 import shutil
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from app.machine import is_out_of_memory
 from app.notices import Notices
-from app.result_folder import WorkFolder
+from app.result_folder import WorkFolder, write_atomic
+from app.saved_stages import load_stage, save_stage
 from app.stopwatch import StageCost, Stopwatch
 from diffusion.weights_folder import ABOUT
 from splat.errors import BackendUnavailable, InputError, StoppedLate
@@ -94,6 +95,35 @@ def noted(job: Generator[Progress, None, T], watch: Stopwatch, notices: Notices)
             yield event
     finally:
         job.close()
+
+
+def saved_stage(
+    name: str,
+    stage: Generator[Progress, None, T],
+    *,
+    work: WorkFolder,
+    types: tuple[type, ...],
+    watch: Stopwatch,
+    notices: Notices,
+) -> Generator[Progress, None, T]:
+    """What `stage` returns, from the file in `work.state` if that is there, else made and saved first.
+
+    The run itself goes on from what is read, so that a resumed run computes with the same bits as an undisturbed one.
+    Warnings that the library logged meanwhile are kept with it.
+    """
+    path = work.state / f"{name}.safetensors"
+    if path.exists():
+        stage.close()
+        yield Progress(name, 1, 1, "taken from the unfinished run")
+    else:
+        before = len(notices.logged)
+        result = yield from stage
+        save_stage(path, (result, tuple(notices.logged[before:])))
+        watch.split()
+        write_atomic(work.state / "costs.json", json.dumps([asdict(cost) for cost in watch.costs.values()]).encode())
+    result, logged = load_stage(path, types)
+    notices.add(*logged)
+    return result
 
 
 @contextmanager

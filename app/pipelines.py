@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -13,25 +14,22 @@ import math
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from app.commands import Photos
 from app.estimate import BYTES_BASE, BYTES_PER_PIXEL, Estimate, decodable_pixels, estimate_photos, memory_budget
-from app.jobs import Outcome, check_disk, costs_so_far, late_errors, meshed, noted
+from app.jobs import Outcome, check_disk, costs_so_far, late_errors, meshed, noted, saved_stage
 from app.machine import Place, colour, pick_place
 from app.notices import Notices
 from app.presets import PRESETS, Preset
 from app.report import InputFile, Licence, Report, read_report, write_report
 from app.result_folder import WorkFolder, begin, check_out, disk_errors_as_sentences, write_atomic
-from app.saved_stages import load_stage, save_stage
+from app.scene_files import measured, write_pictures, write_scene
 from app.stopwatch import Stopwatch
 from splat.errors import InputError
 from splat.progress import Progress
-
-T = TypeVar("T")
 
 REMEDY = "use --preset draft, a smaller --max-side or fewer photos"
 # Options that say where and how loudly a job runs, not what it computes; a resumed run may change them.
@@ -201,22 +199,7 @@ def _photos_work(
     )
     mesh_config = MeshConfig(max_faces=preset.mesh_faces)
 
-    # Every stage goes on from what it saved, so that a resumed run computes with the same bits as an undisturbed one.
-    def saved(name: str, stage: Generator[Progress, None, T]) -> Generator[Progress, None, T]:
-        path = work.state / f"{name}.safetensors"
-        if path.exists():
-            stage.close()
-            yield Progress(name, 1, 1, "taken from the unfinished run")
-        else:
-            before = len(notices.logged)
-            result = yield from stage
-            save_stage(path, (result, tuple(notices.logged[before:])))
-            watch.split()
-            write_atomic(work.state / "costs.json", json.dumps([dataclasses.asdict(c) for c in watch.costs.values()]).encode())
-        result, logged = load_stage(path, types)
-        notices.add(*logged)
-        return result
-
+    saved = functools.partial(saved_stage, work=work, types=types, watch=watch, notices=notices)
     reconstruction = _reconstructed(photos, recon_config)
     del photos
     scene = yield from saved("reconstruction", reconstruction)
@@ -231,20 +214,22 @@ def _photos_work(
     mesh, no_mesh = yield from saved("mesh", meshed(lambda: extract_mesh(splats, fitted.cameras, mesh_config, masks)))
     notices.add(*no_mesh)
     posed = [dataclasses.replace(v, cameras=c) for v, c in zip(scene.train, fitted.cameras)]
-    train_quality, train_pairs = yield from _measured(splats, posed, background, fitted.exposures, place)
+    train_quality, train_pairs = yield from measured(splats, posed, background, fitted.exposures, place.threads)
     facts = {k: float(v) for k, v in scene.facts.items()}
     heldout = scene.heldout
     if heldout and not scene.heldout_posed:
         from app.quality import refined
 
-        before, _ = yield from _measured(splats, heldout, background, None, place)
+        before, _ = yield from measured(splats, heldout, background, None, place.threads)
         facts["holdout_psnr_before_refinement"] = before.psnr
         heldout = yield from refined(splats, heldout, background)
-    holdout_quality, holdout_pairs = yield from _measured(splats, heldout, background, None, place)
+    holdout_quality, holdout_pairs = yield from measured(splats, heldout, background, None, place.threads)
 
-    yield from _write_pictures(plan, work.result, splats, fitted.cameras, holdout_pairs or train_pairs)
+    yield from write_pictures(
+        work.result, splats, fitted.cameras, holdout_pairs or train_pairs, preset, background, place.threads
+    )
     yield Progress("files", 0, 1)
-    _write_scene(work.result, fitted.splats, mesh, posed, heldout)
+    write_scene(work.result, fitted.splats, mesh, posed, heldout)
     if options.colmap_out:
         from recon.poses.to_colmap import write_colmap_folder
 
@@ -312,47 +297,6 @@ def _reconstruct_config(plan: Plan) -> Any:
         background=plan.background,
         real_size=options.real_size,
     )
-
-
-def _measured(splats, views, background, exposures, place) -> Generator[Progress, None, Any]:
-    from app.quality import measure
-
-    return (yield from measure(splats, views, background, exposures, place.threads))
-
-
-def _write_pictures(plan: Plan, folder: Path, splats, cameras, pairs) -> Generator[Progress, None, None]:
-    from app.contact_sheet import contact_sheet
-    from app.turntable import render_frames, suited_path, video
-    from splat.io.images import save_image
-
-    preset = plan.preset
-    path = suited_path(cameras, splats, preset.turntable_frames, preset.turntable_side)
-    shown = set(_spread(list(range(len(path))), 6))
-    kept: list[Tensor] = []  # a few only: a long video of large frames would fill the memory
-    with video(folder / "turntable.mp4") as add:
-        for i, frame in enumerate(render_frames(splats, path, torch.tensor(plan.background), plan.place.threads)):
-            add(frame)
-            kept += [frame] * (i in shown)
-            yield Progress("turntable", i + 1, len(path), preview=frame)
-    save_image(folder / "preview.png", contact_sheet(_spread(pairs, 4), kept))
-
-
-def _spread(items: list[T], most: int) -> list[T]:
-    return items if len(items) <= most else [items[i * len(items) // most] for i in range(most)]
-
-
-def _write_scene(folder: Path, splats, mesh, train, heldout) -> None:
-    from recon.poses.from_file import write_transforms
-    from splat.io import save
-    from splat.io.meshes import save_mesh
-
-    save(splats, folder / "scene.ply")
-    if mesh is not None:
-        save_mesh(mesh, folder / "mesh.glb")
-    write_transforms(folder / "cameras.json", [v.cameras for v in train], [name for v in train for name in v.names])
-    if heldout:
-        names = [name for v in heldout for name in v.names]
-        write_transforms(folder / "cameras_holdout.json", [v.cameras for v in heldout], names)
 
 
 def _licences(facts: dict[str, float]) -> list[Licence]:

@@ -27,13 +27,14 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from app import commands
 from app.console import figures, remaining
 from app.estimate import parse_bytes, rough_memory
-from app.job_store import KINDS, JobStore, State, StoredJob, from_json, to_json
+from app.job_intake import take_in
+from app.job_store import KINDS, JobStore, State, StoredJob, decode, from_json, to_json
+from app.queue_limits import QueueLimits
 from app.queue_worker import Ended, Prepare, QueueWorker, Step, Task, prepare_pipelines
 from app.result_folder import is_complete, locked
-from app.uploads import UploadLimits, admit_files, folder_bytes
+from app.uploads import folder_bytes
 from splat.errors import InputError
 from splat.progress import Progress
 
@@ -49,67 +50,6 @@ WEIGH_EVERY = 2.0  # seconds between looks at the workers' memory, which go thro
 EXPIRE_EVERY = 600.0  # seconds
 SESSION = re.compile(r"[0-9a-f]{64}")
 JOB = re.compile(r"[0-9a-f]{16}")
-SERVER_ONLY = ("weights", "matting", "cluster", "prompts")  # options that name what lies on the server
-
-
-@dataclass(frozen=True)
-class QueueLimits:
-    """What the queue takes in, and what it keeps."""
-
-    workers: int = 1
-    """Jobs at a time, if they fit in the memory together."""
-    memory_budget: int = 4_000_000_000
-    """Bytes of memory of all jobs together."""
-    threads: int | None = None
-    """CPU threads of all jobs together; by default all cores."""
-    queued: int = 100
-    """Most jobs that may wait."""
-    queued_by_session: int = 30
-    """Most jobs of one session that may wait."""
-    per_minute: int = 30
-    """Most jobs that one session may ask for in a minute."""
-    kept_by_session: int = 300
-    """Most jobs of one session, finished ones too."""
-    quota: int = 10_000_000_000
-    """Bytes on disk of one session."""
-    disk_reserve: int = 2_000_000_000
-    """Bytes that must stay free on the disk for a job to be taken in."""
-    uploads: UploadLimits = field(default_factory=UploadLimits)
-    """What one job may bring."""
-    expire_days: float = 30.0
-    """Days after which a finished job is deleted; 0 keeps it."""
-    idle_seconds: float = 600.0
-    """A worker without a job is ended after this time, with the models it holds."""
-    grace_seconds: float = 10.0
-    """A worker that is told to stop is killed after this time."""
-    jobs_by_worker: int = 50
-    """A worker is replaced after so many jobs."""
-    idle_memory: int = 2_500_000_000
-    """Bytes; a worker that holds more after a job is replaced."""
-
-    @classmethod
-    def of(cls, options: commands.Ui) -> QueueLimits:
-        """From the command line. Raises `InputError` for what is no amount or out of range."""
-        amounts = {}
-        for name in ("memory_budget", "quota", "max_upload"):
-            try:
-                amounts[name] = parse_bytes(getattr(options, name))
-            except ValueError as error:
-                raise InputError(f"--{name.replace('_', '-')} {error}") from error
-        for name, least in (("workers", 1), ("expire_days", 0), ("max_files", 1), ("max_queued", 1), ("per_minute", 1)):
-            if not getattr(options, name) >= least:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)} is too few; give {least} or more.")
-        return cls(
-            workers=options.workers,
-            memory_budget=amounts["memory_budget"],
-            threads=options.threads,
-            queued=options.max_queued,
-            queued_by_session=min(options.max_queued, cls.queued_by_session),
-            per_minute=options.per_minute,
-            quota=amounts["quota"],
-            uploads=UploadLimits(files=options.max_files, bytes=amounts["max_upload"]),
-            expire_days=options.expire_days,
-        )
 
 
 @dataclass(frozen=True)
@@ -195,7 +135,7 @@ class JobQueue:
             self._jobs[id] = job  # counts from now on; its state keeps it from being started
             job.state = "interrupted"
         try:
-            command = self._confined(command, owner, folder)
+            command = take_in(command, folder, self.limits)
             with self._lock:
                 job.command, job.memory, job.state = to_json(command, self.root), rough_memory(command), "queued"
                 self._store.save(job)
@@ -528,39 +468,6 @@ class JobQueue:
         if new and kept >= limits.kept_by_session:
             raise InputError(f"You have {kept} jobs, the most there may be; delete some first.")
 
-    def _confined(self, command: Any, owner: str, folder: Path) -> Any:
-        """`command` with its files copied into `folder` and its output there. Raises `InputError`."""
-        for name in SERVER_ONLY:
-            if getattr(command, name, None) is not None:
-                raise InputError(f"The option {name} names something on the server, and is for the command line alone.")
-        limits, home = self.limits.uploads, self.root / owner
-        free = shutil.disk_usage(self.root).free - self.limits.disk_reserve
-        if free <= 0:
-            left = (free + self.limits.disk_reserve) / 1e6
-            raise InputError(f"The server's disk is nearly full ({left:.0f} MB free); delete jobs, or try again later.")
-        room = self.limits.quota - folder_bytes(home)
-        if room <= 0:
-            raise InputError(f"Your jobs fill the {self.limits.quota / 1e9:.1f} GB that they may have; delete some first.")
-        changes: dict[str, Any] = {"out": folder / "result", "resume": True, "overwrite": False, "quiet": True, "json": False}
-        changes["memory_budget"] = _least(command.memory_budget, self.limits.memory_budget)
-        if isinstance(command, commands.Refine):
-            result = Path(command.result).absolute()
-            if not (result.resolve().is_relative_to(home.resolve()) and is_complete(result)):
-                raise InputError("There is no such result here; it may have expired or been deleted.")
-            changes["result"] = result
-        for name in ("inputs", "mask", "masks", "poses"):
-            value = getattr(command, name, None)
-            if value is None or value in ("auto", ""):
-                continue
-            given = value if isinstance(value, tuple) else (Path(value),)
-            admitted = admit_files(given, folder / name, limits, min(room, free))
-            taken = sum(file.stat().st_size for file in admitted)
-            room, free = room - taken, free - taken
-            whole = folder / name if Path(given[0]).is_dir() else next(iter(admitted), folder / name)
-            changes[name] = admitted if isinstance(value, tuple) else type(value)(whole)
-        folder.mkdir(parents=True, exist_ok=True)
-        return dataclasses.replace(command, **changes)
-
     def _record(self, job: StoredJob) -> JobRecord:
         live = self._live.get(job.id)
         event = live.progress if live else Progress("", 0, 0)
@@ -569,13 +476,13 @@ class JobQueue:
         position = None
         if job.state == "queued":
             position = 1 + sum(other.state == "queued" and other.number < job.number for other in self._jobs.values())
-        note = "Stopping" if live and live.cancelled else figures(event)
+        note, options = "Stopping" if live and live.cancelled else figures(event), json.loads(job.command)
         return JobRecord(
             id=job.id,
             session=job.session,
             kind=job.kind,
             title=job.title,
-            options={name: _told(value) for name, value in json.loads(job.command).items()},
+            options={name: _told(value) for name, value in options.items()},
             state=job.state,
             position=position,
             stage=event.stage,
@@ -591,7 +498,7 @@ class JobQueue:
             results=_results(out),
             preview=preview if preview.is_file() else None,
             error=job.error,
-            source=getattr(from_json(job.kind, job.command, self.root), "result", None) if job.kind == "refine" else None,
+            source=decode(options["result"], self.root) if "result" in options else None,
         )
 
     def _open_jobs(self) -> None:
@@ -636,13 +543,6 @@ def _kind(command: Any) -> str:
 
 def _clean(title: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in title).split())[:TITLE_LENGTH]
-
-
-def _least(asked: str, most: int) -> str:
-    try:
-        return f"{min(parse_bytes(asked), most) / 1e6:.0f}MB"
-    except ValueError as error:
-        raise InputError(f"memory_budget {error}") from error
 
 
 def _told(value: Any) -> Any:

@@ -25,7 +25,7 @@ import psutil
 
 from app import commands
 from app.result_folder import FULL_DISK, write_atomic
-from app.workers import TELL_EVERY, limit_threads, manner_of_death
+from app.workers import TELL_EVERY, interrupts_held, limit_threads, manner_of_death
 from splat.errors import SplatsmithError
 from splat.progress import Progress
 
@@ -125,7 +125,8 @@ class QueueWorker:
         # Not a daemon in multiprocessing's sense: those may have no children, and batches do.
         self.process = context.Process(target=_serve, args=(theirs, threads), daemon=False)
         try:
-            self.process.start()
+            with interrupts_held():
+                self.process.start()
         finally:
             theirs.close()  # so that the pipe ends with the process
         self.job: str | None = None

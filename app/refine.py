@@ -1,16 +1,255 @@
-"""A finished result fitted further: its state -> splat.optimise.fit -> a result folder of its own."""
+"""A finished result made better: its state -> a longer fit -> a result folder of its own, with the better of both splats.
+
+`refine_result` is a plain generator of `Progress` like the other jobs. What it can do depends on what the result was made
+from: `app.refine_photos` fits on to the photos, `app.refine_image` to the cut-out pictures.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import hashlib
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 from app.commands import Refine
-from app.jobs import Outcome
+from app.estimate import Estimate, memory_budget
+from app.jobs import Outcome, check_disk, costs_so_far, late_errors, noted
+from app.machine import Place, pick_place
+from app.notices import Notices
+from app.report import InputFile, Licence, Quality, Report, read_report
+from app.result_folder import WorkFolder, begin, check_out, disk_errors_as_sentences
+from app.saved_stages import load_stage
+from app.stopwatch import Stopwatch
 from splat.errors import InputError
 from splat.progress import Progress
+from splat.similarity import Similarity
+
+REMEDY = "end other programs or give fewer --steps"
+MOST_STEPS = 100_000
+SEEDS = 2**31
+# All that a result may hold beside config.json, report.json and state/, to be copied where nothing got better.
+FILES = ("scene.ply", "mesh.glb", "turntable.mp4", "preview.png", "cameras.json", "cameras_holdout.json", "input.png")
+
+Kept = Literal["refined", "unrefined"]
+
+
+@dataclass(frozen=True)
+class RefinePlan:
+    """Everything known about a refine job before its work starts."""
+
+    options: Refine
+    of: str  # "photos" or "image": the command that made the first result
+    report: dict[str, Any]  # of the result that is refined
+    config: dict[str, Any]  # its config.json
+    place: Place
+    steps: int
+    estimate: Estimate
+    ready: Any  # what `work` begins with: the state of the result, as its module reads it
+    work: Callable[[RefinePlan, WorkFolder, Stopwatch, Notices], Generator[Progress, None, Outcome]]
+
+    @property
+    def source(self) -> Path:
+        return Path(self.options.result)
+
+    @property
+    def job(self) -> dict[str, Any]:
+        """What two runs must share to be one run that continues."""
+        options = self.options
+        return {
+            "command": "refine",
+            "version": importlib.metadata.version("splatsmith"),
+            "result": hashlib.sha256((self.source / "report.json").read_bytes()).hexdigest(),
+            "way": options.way,
+            "steps": self.steps,
+            "seed": options.seed,
+            "preset": options.preset,
+            "memory_budget": options.memory_budget,
+            "device": self.place.device,
+            "renderer": self.place.renderer,
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How well the splats did before and after, on what was fitted to and on what was held out."""
+
+    train: tuple[Quality, Quality]
+    holdout: tuple[Quality, Quality] | None
+
+    @property
+    def judged_by(self) -> str:
+        return "train" if self.holdout is None else "holdout"
+
+    @property
+    def kept(self) -> Kept:
+        before, after = self.holdout or self.train
+        return "refined" if after.psnr > before.psnr else "unrefined"
 
 
 def refine_result(options: Refine) -> Generator[Progress, None, Outcome]:
-    """`options.result` to a result folder at `options.out`. Raises `InputError` before anything is written."""
-    raise InputError(f"{options.result} cannot be refined yet.")
-    yield
+    """`options.result` to a result folder at `options.out`; closing the generator leaves a resumable state.
+
+    Yields first the estimate, then the stages fit, measure, mesh, turntable and files. Raises `InputError` before anything
+    is written, `StoppedLate` after that, with the state kept in OUT.partial.
+    """
+    out = Path(options.out)
+    if check_out(out, resume=options.resume, overwrite=options.overwrite):
+        yield Progress("notice", 1, 1, f"{out} is complete already; it is left as it is.")
+        return Outcome(out, read_report(out), skipped=True)
+    notices, watch = Notices(), Stopwatch("fit")
+    try:
+        with notices:
+            plan = plan_refine(options)
+            notices.add(*plan.place.fallbacks)
+            what = f"{plan.steps} steps more on {plan.place.device} with the {plan.place.renderer} renderer"
+            values = {"seconds": plan.estimate.seconds, "memory": plan.estimate.memory}
+            yield Progress("estimate", 1, 1, plan.estimate.sentence(what), values=values)
+            work = begin(out, plan.job, resume=options.resume)
+            watch.go_on_from(costs_so_far(work))
+            job = plan.work(plan, work, watch, notices)
+            try:
+                with disk_errors_as_sentences(out), late_errors(REMEDY):
+                    return (yield from noted(job, watch, notices))
+            finally:
+                work.close()
+    finally:
+        watch.stop()
+
+
+def plan_refine(options: Refine) -> RefinePlan:
+    """Judge the options and the result, and read its state. Raises `InputError`; writes nothing."""
+    source, out = Path(options.result), Path(options.out)
+    if options.steps is not None and not 1 <= options.steps <= MOST_STEPS:
+        raise InputError(f"--steps {options.steps} is out of range; give 1 to {MOST_STEPS}.")
+    if not 0 <= options.seed < SEEDS:
+        raise InputError(f"--seed {options.seed} is out of range; give 0 to {SEEDS - 1}.")
+    budget = memory_budget(options.memory_budget)
+    report = read_report(source)
+    if out.absolute().resolve() == source.absolute().resolve():
+        raise InputError(f"--out {out} is the result itself, which stays as it is; give another --out.")
+    of = report.get("refine", {}).get("of", report["command"])
+    if of not in ("photos", "image"):
+        raise InputError(f"{source} was made by the {of} command, so there are no pictures to fit it to; make it from photos.")
+    config = _config(source)
+    if not (source / "state").is_dir():
+        raise InputError(
+            f"{source} has no state/ (--compact leaves it out), and with it no pictures to fit to; make it again without it."
+        )
+    if of == "photos":
+        from app.refine_photos import further_steps, photos_work, ready
+
+        place = pick_place(options.device, options.threads)
+        work = photos_work
+    else:
+        from app.refine_image import further_steps, image_work, ready
+
+        place = pick_place(options.device, options.threads, draw_on_cpu=True)
+        work = image_work
+    steps = options.steps or further_steps(options.preset)
+    found, estimate = ready(options, report, config, place, steps, budget)
+    check_disk(out, estimate.disk)
+    return RefinePlan(options, of, report, config, place, steps, estimate, found, work)
+
+
+def _config(source: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((source / "config.json").read_text())
+        assert isinstance(found, dict)
+    except (OSError, ValueError, AssertionError) as error:
+        raise InputError(f"{source / 'config.json'} is missing or damaged; make the result again.") from error
+    return found
+
+
+def read_state(source: Path, name: str, types: tuple[type, ...]) -> Any:
+    """A stage of the result that is refined. Raises `InputError` where it is missing, damaged or of another version."""
+    path = source / "state" / f"{name}.safetensors"
+    if not path.is_file():
+        raise InputError(f"{path} is missing, so there is nothing to fit to; make the result again.")
+    try:
+        return load_stage(path, types)
+    except InputError as error:
+        raise InputError(f"{path} is damaged or was written by another version; make the result again.") from error
+
+
+def copy_state(source: Path, work: WorkFolder, *names: str) -> None:
+    """Stages that the refined result shares with its source, so that it can be refined in turn."""
+    for name in names:
+        target = work.state / f"{name}.safetensors"
+        if not target.exists():
+            temporary = target.with_suffix(".tmp")
+            shutil.copyfile(source / "state" / target.name, temporary)
+            temporary.replace(target)
+
+
+def copy_files(source: Path, result: Path) -> None:
+    """The unrefined result, byte for byte."""
+    for name in FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, result / name)
+
+
+def told(plan: RefinePlan, compared: Comparison) -> dict[str, Any]:
+    """What report.json says about it."""
+    from dataclasses import asdict
+
+    def pair(qualities: tuple[Quality, Quality] | None) -> dict[str, Any] | None:
+        return None if qualities is None else {"before": asdict(qualities[0]), "after": asdict(qualities[1])}
+
+    return {
+        "of": plan.of,
+        "way": plan.options.way,
+        "steps": plan.steps,
+        "judged_by": compared.judged_by,
+        "kept": compared.kept,
+        "train": pair(compared.train),
+        "holdout": pair(compared.holdout),
+        "source": hashlib.sha256((plan.source / "scene.ply").read_bytes()).hexdigest(),
+    }
+
+
+def verdict(compared: Comparison) -> tuple[str, ...]:
+    """Sentences for the user about what the comparison can and cannot say."""
+    before, after = compared.holdout or compared.train
+    sentences = []
+    if compared.kept == "unrefined":
+        sentences.append(
+            f"Fitting longer did not help ({before.psnr:.2f} dB before, {after.psnr:.2f} dB after), so the splats are the "
+            "unrefined ones."
+        )
+    if compared.holdout is None:
+        sentences.append(
+            "Nothing was held out, so the splats are judged by the pictures that they are fitted to, which says little about "
+            "other views."
+        )
+    return tuple(sentences)
+
+
+def report_of(plan: RefinePlan, compared: Comparison, **values: Any) -> Report:
+    """The report of the refined result: facts about the inputs are those of its source."""
+    old, kept = plan.report, int(compared.kept == "refined")
+    return Report(
+        command="refine",
+        inputs=[InputFile(**row) for row in old["inputs"]],
+        scale=old["scale"],
+        result_from_input=_similarity(old["result_from_input"]),
+        seed=plan.options.seed,
+        device=plan.place.device,
+        backend=plan.place.renderer,
+        train=compared.train[kept],
+        holdout=None if compared.holdout is None else compared.holdout[kept],
+        licences=[Licence(**row) for row in old["licences"]],
+        facts=old["facts"],
+        image=old.get("image"),
+        refine=told(plan, compared),
+        **values,
+    )
+
+
+def _similarity(rows: list[list[float]]) -> Similarity:
+    import torch
+
+    return Similarity.from_matrix(torch.tensor(rows, dtype=torch.float64))

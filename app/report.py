@@ -77,6 +77,8 @@ class Report:
     text: dict[str, Any] | None = None  # of the text job: the prompt and what was measured on its candidates
     image: dict[str, Any] | None = None  # of the image job: how each picture was cut out and framed, and what refining did
 
+    refine: dict[str, Any] | None = None  # of the refine job: what it tried, how that compares, and which splats are here
+
     def to_json(self) -> dict[str, Any]:
         plain = asdict(self) | {
             "status": "done",
@@ -89,7 +91,7 @@ class Report:
             },
         }
         del plain["train"], plain["holdout"]
-        for name in ("text", "image"):
+        for name in ("text", "image", "refine"):
             if plain[name] is None:
                 del plain[name]
         return plain

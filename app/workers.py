@@ -128,7 +128,7 @@ class LocalCrew:
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, self.threads), daemon=True)
         try:
-            with _interrupts_held():
+            with interrupts_held():
                 process.start()
         except OSError as error:  # no memory or no process left
             ours.close()
@@ -262,7 +262,7 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
+def interrupts_held() -> Iterator[None]:
     """Ctrl-C waits until the block ends, and a process started in it never sees one, not even while it imports."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield

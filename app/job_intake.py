@@ -1,0 +1,61 @@
+"""A visitor's command made into a job's: its files copied, its output chosen, nothing of the server's within its reach."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+from app import commands
+from app.estimate import parse_bytes
+from app.queue_limits import QueueLimits
+from app.result_folder import is_complete
+from app.uploads import admit_files, folder_bytes
+from splat.errors import InputError
+
+SERVER_ONLY = ("weights", "matting", "cluster", "prompts")  # options that name what lies on the server
+
+
+def take_in(command: Any, folder: Path, limits: QueueLimits) -> Any:
+    """`command` with its files copied into `folder`, a job's own in the session's, and its output there.
+
+    Raises `InputError` for options that are not for visitors, and over the limits.
+    """
+    for name in SERVER_ONLY:
+        if getattr(command, name, None) is not None:
+            raise InputError(f"The option {name} names something on the server, and is for the command line alone.")
+    home = folder.parent
+    free = shutil.disk_usage(home.parent).free - limits.disk_reserve
+    if free <= 0:
+        left = (free + limits.disk_reserve) / 1e6
+        raise InputError(f"The server's disk is nearly full ({left:.0f} MB free); delete jobs, or try again later.")
+    room = limits.quota - folder_bytes(home)
+    if room <= 0:
+        raise InputError(f"Your jobs fill the {limits.quota / 1e9:.1f} GB that they may have; delete some first.")
+    changes: dict[str, Any] = {"out": folder / "result", "resume": True, "overwrite": False, "quiet": True, "json": False}
+    changes["memory_budget"] = _least(command.memory_budget, limits.memory_budget)
+    if isinstance(command, commands.Refine):
+        result = Path(command.result).absolute()
+        if not (result.resolve().is_relative_to(home.resolve()) and is_complete(result)):
+            raise InputError("There is no such result here; it may have expired or been deleted.")
+        changes["result"] = result
+    for name in ("inputs", "mask", "masks", "poses"):
+        value = getattr(command, name, None)
+        if value is None or value in ("auto", ""):
+            continue
+        given = value if isinstance(value, tuple) else (Path(value),)
+        admitted = admit_files(given, folder / name, limits.uploads, min(room, free))
+        taken = sum(file.stat().st_size for file in admitted)
+        room, free = room - taken, free - taken
+        whole = folder / name if Path(given[0]).is_dir() else next(iter(admitted), folder / name)
+        changes[name] = admitted if isinstance(value, tuple) else type(value)(whole)
+    folder.mkdir(parents=True, exist_ok=True)
+    return dataclasses.replace(command, **changes)
+
+
+def _least(asked: str, most: int) -> str:
+    try:
+        return f"{min(parse_bytes(asked), most) / 1e6:.0f}MB"
+    except ValueError as error:
+        raise InputError(f"memory_budget {error}") from error
