@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from recon.photos import PhotoConfig, read_photos
-from recon.pose_error import LIMITS_DEG, pose_auc, relative_errors
+from recon.pose_error import LIMITS_DEG, pose_auc, poses_of, relative_errors
 from recon.poses import PoseConfig, solve_poses
 from recon.poses.from_file import load_poses
 from splat.errors import SplatsmithError
@@ -71,7 +71,7 @@ def measured(folder: Path, config: PoseConfig, args: argparse.Namespace) -> dict
     auc = ["", "", ""]
     if args.truth:
         truth = load_poses(args.truth, photos)
-        errors = relative_errors(poses.cameras, truth.cameras)
+        errors = relative_errors(poses_of(poses.cameras), poses_of(truth.cameras))
         row |= {f"auc{limit}": 100 * pose_auc(errors, limit) for limit in LIMITS_DEG}
         auc = [f"{row[f'auc{limit}']:.1f}" for limit in LIMITS_DEG]
     print(

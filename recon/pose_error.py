@@ -14,14 +14,14 @@ LOST_DEG = 180.0  # error of a pair of which a photo has no camera
 STILL = 1e-9  # of the true cameras' spread: nearer than this, a direction between two cameras means nothing
 
 
-def relative_errors(found: Sequence[Cameras | None], truth: Sequence[Cameras | None]) -> Tensor:
-    """Degrees [P] float64, one per pair of photos whose true cameras are known; one camera (or None) per photo in both.
+def relative_errors(found: Sequence[Tensor | None], truth: Sequence[Tensor | None]) -> Tensor:
+    """Degrees [P] float64, one per pair of photos whose truth is known; cam_from_world [4, 4] (or None) per photo in both.
 
     The larger of the angle between relative rotations and that between directions of relative translation, in the first
     camera's frame. A similarity of either world changes nothing. `LOST_DEG` where a photo was not placed.
     """
     assert len(found) == len(truth), (len(found), len(truth))
-    known = [i for i, camera in enumerate(truth) if camera is not None]
+    known = [i for i, pose in enumerate(truth) if pose is not None]
     errors = []
     for n, i in enumerate(known):
         for j in known[n + 1 :]:
@@ -38,8 +38,13 @@ def pose_auc(errors_deg: Tensor, limit_deg: float) -> float:
     return float((1 - errors_deg / limit_deg).clamp_min(0).mean()) if len(errors_deg) else float("nan")
 
 
-def _relative(first: Cameras, second: Cameras) -> tuple[Tensor, Tensor]:
-    motion = second.cam_from_world[0].double().cpu() @ torch.linalg.inv(first.cam_from_world[0].double().cpu())
+def poses_of(cameras: Sequence[Cameras | None]) -> list[Tensor | None]:
+    """cam_from_world [4, 4] of batches of one."""
+    return [None if camera is None else camera.cam_from_world[0] for camera in cameras]
+
+
+def _relative(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    motion = second.double().cpu() @ torch.linalg.inv(first.double().cpu())
     return motion[:3, :3], motion[:3, 3]
 
 

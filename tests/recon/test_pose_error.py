@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from recon.pose_error import LOST_DEG, pose_auc, relative_errors
+from recon.pose_error import LOST_DEG, pose_auc, poses_of
+from recon.pose_error import relative_errors as errors_of_poses
 from splat.cameras import Cameras
 from splat.rotations import se3_exp
 from splat.similarity import Similarity
@@ -15,6 +16,10 @@ from splat.similarity import Similarity
 def cameras(count=4):
     batch = Cameras.orbit(count, 3.0, 20, 45, 64, 48)
     return [dataclasses.replace(batch[i], cam_from_world=batch[i].cam_from_world.double()) for i in range(count)]
+
+
+def relative_errors(found, truth):
+    return errors_of_poses(poses_of(found), poses_of(truth))
 
 
 def turned(camera, degrees):
