@@ -112,9 +112,14 @@ def demo(options: commands.Demo, talk: Talk) -> int:
 
 
 def export(options: commands.Export, talk: Talk) -> int:
-    from app.scenes import export_scene
+    from app.textured_mesh import export_mesh, exports_mesh
 
-    export_scene(options.scene, options.to, options.convention, options.sh_degree)
+    if exports_mesh(options):
+        follow(export_mesh(options), talk)
+    else:
+        from app.scenes import export_scene
+
+        export_scene(options.scene, options.to, options.convention, options.sh_degree)
     say(f"{options.to} written", talk)
     emit("done", talk, out=str(options.to))
     return DONE

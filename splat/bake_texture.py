@@ -94,7 +94,7 @@ def bake(mesh: Mesh, sources: Iterable[Views], config: BakeConfig | None = None)
 def _blend(
     texels: _Texels, scene, sources: Iterable[Views], config: BakeConfig, mean: np.ndarray | None, note: str
 ) -> Generator[Progress, None, np.ndarray]:
-    """[M, 4]: the weighted mean colour of every texel over all pictures, and its weight. With `mean`, without outliers of it."""
+    """[M, 4]: the weighted mean colour of every texel over all pictures, and its weight; with `mean`, without outliers."""
     total = np.zeros((len(texels.rows), 4))
     count = 0
     for views in sources:
@@ -169,7 +169,7 @@ def _seen_in(
     shown = np.where(np.isfinite(shown), shown, 0.0).astype(np.float32)  # [H, W] depth of the mesh
     clear = _away_from_edges(shown, mask, config)
     column, row = pixel[:, 0].astype(np.int64), pixel[:, 1].astype(np.int64)
-    # Hidden is what lies behind all four of the pixels round it: at a slant one of them may show a nearer part of the same face.
+    # Hidden is what lies behind all four of the pixels round it: at a slant, one may show a nearer part of the same face.
     near = bilinear_corners(shown, pixel)
     visible = (z < near.max(0) * (1 + config.depth_error)) & (shown[row, column] > 0)
     uv = pixel / [width, height]

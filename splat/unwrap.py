@@ -64,7 +64,7 @@ def _packed(mesh: Mesh, config: UnwrapConfig) -> tuple[np.ndarray, int, int]:
             best = corners, side
         if FIT**2 * config.size <= side <= config.size:
             break
-    return best[0], max(best[1], config.size), count
+    return _attached(best[0], mesh.faces.numpy()), max(best[1], config.size), count
 
 
 def _charts(mesh: Mesh, config: UnwrapConfig) -> tuple[np.ndarray, int, int]:
@@ -82,8 +82,7 @@ def _charts(mesh: Mesh, config: UnwrapConfig) -> tuple[np.ndarray, int, int]:
     atlas.generate(xatlas.ChartOptions(), options)
     corners = np.zeros((len(faces), 3, 2))
     for number, rows in enumerate(pieces):
-        _, triangles, uvs = atlas.get_mesh(number)
-        corners[rows] = (uvs * [atlas.width, atlas.height])[triangles]
+        corners[rows] = _corners(atlas, number)
     return corners, max(atlas.width, atlas.height), atlas.chart_count
 
 
@@ -91,14 +90,45 @@ def _repacked(corners: np.ndarray, texels_per_unit: float, config: UnwrapConfig)
     """The charts that `corners` [F, 3, 2] make up at another scale: corners in px, and the longer side of all."""
     import xatlas
 
-    flat, faces = np.unique(corners.reshape(-1, 2).astype(np.float32), axis=0, return_inverse=True)
+    placed = np.isfinite(corners).all((1, 2))
+    flat, faces = np.unique(corners[placed].reshape(-1, 2).astype(np.float32), axis=0, return_inverse=True)
     options = xatlas.PackOptions()
     options.padding, options.bilinear, options.texels_per_unit = config.padding, True, texels_per_unit
     atlas = xatlas.Atlas()
     atlas.add_uv_mesh(flat, faces.reshape(-1, 3).astype(np.uint32))
     atlas.generate(xatlas.ChartOptions(), options)
-    _, triangles, uvs = atlas[0]
-    return (uvs * [atlas.width, atlas.height])[triangles].astype(np.float64), max(atlas.width, atlas.height)
+    moved = np.full(corners.shape, np.nan)
+    moved[placed] = _corners(atlas, 0)
+    return moved, max(atlas.width, atlas.height)
+
+
+def _corners(atlas, number: int) -> np.ndarray:
+    """[F, 3, 2] px in the atlas of one of its meshes; NaN for triangles that xatlas left out of all charts.
+
+    To those, which have next to no area, it gives corners of several charts: they would lie across everything.
+    """
+    _, triangles, uvs = atlas.get_mesh(number)
+    in_chart = np.zeros(len(triangles), dtype=bool)
+    for chart in range(atlas.get_mesh_chart_count(number)):
+        in_chart[np.asarray(atlas.get_mesh_chart(number, chart).faces, dtype=np.int64)] = True
+    corners = (uvs.astype(np.float64) * [atlas.width, atlas.height])[triangles]
+    corners[~in_chart] = np.nan
+    return corners
+
+
+def _attached(corners: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """`corners` [F, 3, 2] with the triangles of no chart (NaN) shrunk to the point of a neighbour's corner."""
+    missing = np.flatnonzero(np.isnan(corners).any((1, 2)))
+    if not len(missing):
+        return corners
+    point = np.full((int(faces.max()) + 1, 2), np.nan)
+    placed = np.isfinite(corners).all((1, 2))
+    point[faces[placed].reshape(-1)] = corners[placed].reshape(-1, 2)  # any of the places that a vertex has
+    known = np.isfinite(point[faces[missing]]).all(-1)  # [m, 3]
+    own = faces[missing, known.argmax(1)]
+    corners = corners.copy()
+    corners[missing] = np.where(known.any(1)[:, None], np.nan_to_num(point[own]), 0.0)[:, None]
+    return corners
 
 
 def _pieces(centres: np.ndarray, most: int) -> list[np.ndarray]:

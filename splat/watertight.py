@@ -36,12 +36,13 @@ class SolidConfig:
 
 
 def watertight(mesh: Mesh, config: SolidConfig | None = None) -> Mesh:
-    """A closed mesh round the solid that `mesh` bounds: every edge has two triangles, normals point out, the volume is positive.
+    """A closed mesh round the solid that `mesh` bounds: two triangles at every edge, normals outwards, a positive volume.
 
     Holes are capped; a mesh that is open to one side, as a scene without its underside, is continued to a flat base there.
     Then the winding number (Jacobson et al. 2013) of the closed surface is an integer everywhere; it is counted along rays of
     three directions at the points of a grid, and the level set of the signed distance is drawn. Hollows are filled. Vertex
-    colours come along. Raises `InputError` as `cleaned` does, and for budgets too small, `StoppedLate` when nothing is enclosed.
+    colours come along. Raises `InputError` as `cleaned` does and for budgets too small, `StoppedLate` when nothing is
+    enclosed.
     """
     config = config or SolidConfig()
     if not LEAST_VOXELS <= config.resolution <= 1024:
@@ -113,8 +114,8 @@ def _remeshed(mesh: Mesh, resolution: int, min_part: float) -> Mesh:
 def closed_soup(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Vertices [V', 3] and faces [F', 3] with triangles added so that every edge is passed as often forth as back.
 
-    Small holes get a fan of triangles to their middle. Where the surface as a whole is open to one side, the edges of the others
-    are continued to a plane beyond it. The added triangles may cut through others; the winding number does not mind.
+    Small holes get a fan of triangles to their middle. Where the surface as a whole is open to one side, the edges of the
+    others are continued to a plane beyond it. The added triangles may cut through others; the winding number does not mind.
     """
     edges, hole = _open_edges(faces)  # [E, 2] as the surface passes them, [E] which hole
     if not len(edges):
@@ -150,7 +151,7 @@ def closed_soup(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np
 
 
 def _open_edges(faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[E, 2] directed edges that are passed more often forth than back, as often as they are, and [E] the hole each is part of."""
+    """[E, 2] directed edges that are passed more often forth than back, once for each time, and [E] the hole of each."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 

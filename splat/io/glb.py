@@ -7,15 +7,14 @@ Vertex colours are linear light, as the specification asks of COLOR_0, in 16 bit
 
 from __future__ import annotations
 
-import io
 import json
 import struct
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from splat.io.atomic import atomically
+from splat.io.texture_file import TextureFormat, encoded
 from splat.mesh import Mesh
 
 ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963
@@ -34,7 +33,7 @@ def srgb_from_linear(x: np.ndarray) -> np.ndarray:
     return np.where(x <= 0.0031308, x * 12.92, 1.055 * x ** (1 / 2.4) - 0.055)
 
 
-def save_glb(mesh: Mesh, path: Path) -> None:
+def save_glb(mesh: Mesh, path: Path, texture_format: TextureFormat = "png") -> None:
     """Write `mesh` (+Y up, as glTF has it) with its texture, or its vertex colours, or neither."""
     blobs: list[bytes] = []
     views: list[dict] = []
@@ -62,7 +61,7 @@ def save_glb(mesh: Mesh, path: Path) -> None:
         tree = {
             "textures": [{"source": 0, "sampler": 0}],
             "samplers": [{"magFilter": 9729, "minFilter": 9987, "wrapS": 33071, "wrapT": 33071}],  # linear, mipmaps, clamped
-            "images": [{"bufferView": add_view(_png(mesh)), "mimeType": "image/png"}],
+            "images": [{"bufferView": add_view(encoded(mesh.texture, texture_format)), "mimeType": f"image/{texture_format}"}],
         }
     elif mesh.colors is not None:
         light = linear_from_srgb(mesh.colors.detach().cpu().double().numpy())
@@ -101,10 +100,3 @@ def _one_uv_per_vertex(mesh: Mesh) -> tuple[np.ndarray, np.ndarray, np.ndarray |
     corners = np.concatenate([faces.reshape(-1, 1).astype(np.float64), uvs], axis=1)
     unique, where = np.unique(corners, axis=0, return_inverse=True)
     return vertices[unique[:, 0].astype(np.int64)], where.reshape(-1, 3), unique[:, 1:]
-
-
-def _png(mesh: Mesh) -> bytes:
-    picture = (mesh.texture.detach().cpu().clamp(0, 1) * 255).round().byte().numpy()
-    stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, "PNG")
-    return stream.getvalue()

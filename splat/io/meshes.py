@@ -1,4 +1,4 @@
-"""Triangle meshes in and out by suffix; +Y up as glTF. GLB is written by `splat.io.glb`, the rest by trimesh."""
+"""Triangle meshes in and out by suffix; +Y up as glTF. GLB, OBJ and USDZ have modules of their own, trimesh does the rest."""
 
 from __future__ import annotations
 
@@ -11,27 +11,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from splat.errors import InputError
+from splat.errors import InputError, check_finite
 from splat.io.atomic import atomically
 from splat.io.glb import save_glb, srgb_from_linear
+from splat.io.obj import save_obj
+from splat.io.texture_file import TextureFormat
+from splat.io.usdz import save_usdz
 from splat.mesh import Mesh
 
-SUFFIXES = (".glb", ".obj", ".ply", ".stl")
+SUFFIXES = (".glb", ".obj", ".ply", ".stl")  # read and written
+WRITTEN = (*SUFFIXES, ".usdz")
 
 
-def save_mesh(mesh: Mesh, path: str | PathLike[str]) -> None:
-    """Write `mesh` as .glb, .obj, .ply or .stl; the file appears whole or not at all.
+def save_mesh(mesh: Mesh, path: str | PathLike[str], texture_format: TextureFormat = "png") -> None:
+    """Write `mesh` as .glb, .obj, .ply, .stl or .usdz; the file appears whole or not at all.
 
-    Texture and vertex colours are kept in GLB and OBJ (whose texture lies beside it); PLY takes the colours at the
-    vertices, STL has none. Raises `InputError` for an unknown suffix or a missing folder, `StoppedLate` when the disk
-    refuses.
+    Texture and vertex colours are kept in GLB, USDZ and OBJ (whose texture lies beside it); PLY takes the colours at the
+    vertices, STL has none. Raises `InputError` for an unknown suffix, a missing folder and vertices that are not finite,
+    `BackendUnavailable` for .usdz without usd-core, `StoppedLate` when the disk refuses.
     """
     path = Path(path)
-    suffix = _suffix(path)
+    suffix = _suffix(path, WRITTEN)
+    check_finite(mesh.vertices, "The mesh's vertices")
     if suffix == ".glb":
-        save_glb(mesh, path)
+        save_glb(mesh, path, texture_format)
     elif suffix == ".obj":
-        _save_obj(mesh, path)
+        save_obj(mesh, path, texture_format)
+    elif suffix == ".usdz":
+        save_usdz(mesh, path, texture_format)
     else:
         with atomically(path) as temporary:
             temporary.write_bytes(_plain(mesh).export(file_type=suffix[1:]))
@@ -81,10 +88,10 @@ def _placed_parts(scene) -> list:
     return parts
 
 
-def _suffix(path: Path) -> str:
+def _suffix(path: Path, known: tuple[str, ...] = SUFFIXES) -> str:
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise InputError(f"{path.name} has the suffix '{suffix}'; meshes end in {', '.join(SUFFIXES)}.")
+    if suffix not in known:
+        raise InputError(f"{path.name} has the suffix '{suffix}'; meshes end in {', '.join(known)}.")
     return suffix
 
 
@@ -131,34 +138,6 @@ def _vertex_colors(mesh: Mesh) -> Tensor | None:
     uv = torch.zeros(len(mesh.vertices), 2)
     uv[mesh.faces.reshape(-1)] = mesh.uvs.reshape(-1, 2).float()
     return torch.from_numpy(bilinear(mesh.texture.cpu().float().numpy(), uv.numpy()))
-
-
-def _save_obj(mesh: Mesh, path: Path) -> None:
-    """Positions and colours in full precision; a texture as PNG and MTL named after the file."""
-    vertices = mesh.vertices.detach().cpu().double().numpy()
-    rows = vertices if mesh.colors is None else np.concatenate([vertices, mesh.colors.detach().cpu().double().numpy()], axis=1)
-    lines = ["# +Y up; colours after the positions are sRGB"] if mesh.colors is not None else ["# +Y up"]
-    textured = mesh.uvs is not None and mesh.texture is not None
-    if textured:
-        lines += [f"mtllib {path.stem}.mtl", "usemtl surface"]
-    lines += ["v " + " ".join(f"{x:.7g}" for x in row) for row in rows]
-    corners = mesh.faces.cpu().numpy() + 1
-    if textured:
-        from PIL import Image
-
-        uvs = mesh.uvs.detach().cpu().double().numpy().reshape(-1, 2)
-        lines += [f"vt {u:.7g} {v:.7g}" for u, v in uvs]
-        own = np.arange(len(uvs)).reshape(-1, 3) + 1
-        lines += ["f " + " ".join(f"{v}/{t}" for v, t in zip(*pair, strict=True)) for pair in zip(corners, own, strict=True)]
-        picture = (mesh.texture.detach().cpu().clamp(0, 1) * 255).round().byte().numpy()
-        with atomically(path.with_suffix(".png")) as temporary:
-            Image.fromarray(picture).save(temporary)
-        with atomically(path.with_suffix(".mtl")) as temporary:
-            temporary.write_text(f"newmtl surface\nKd 1 1 1\nKa 0 0 0\nKs 0 0 0\nillum 1\nmap_Kd {path.stem}.png\n")
-    else:
-        lines += [f"f {a} {b} {c}" for a, b, c in corners]
-    with atomically(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n")
 
 
 def _joined(parts: list, colours_are_linear: bool) -> Mesh:
