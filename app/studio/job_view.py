@@ -157,7 +157,7 @@ def job_view(studio: Studio, kind: str, welcome: str, more: More | None = None) 
     result = gr.HTML(visible=False, elem_id=f"{kind}-result")
     with gr.Group(visible=False, elem_id=f"{kind}-taking", elem_classes="ss-taking") as taking:
         gr.HTML("<h4>Downloads</h4>")
-        files = gr.HTML(elem_id=f"{kind}-files")
+        files = gr.HTML(elem_id=f"{kind}-downloads")
         with gr.Row(equal_height=True):
             choices = [(wanted.label, name) for name, wanted in FORMATS.items()]
             format = gr.Dropdown(choices, value="view", label="Another format", min_width=220, scale=4)

@@ -21,7 +21,7 @@ from app.queue import JobQueue, QueueLimits, default_root
 from app.queue_worker import Prepare, prepare_pipelines
 from app.studio.api import api
 from app.studio.batch_tab import batch_tab
-from app.studio.errands import Errands
+from app.studio.errands import Errands, prepare_errands
 from app.studio.files import file_routes
 from app.studio.guard import Guard
 from app.studio.image_tab import image_tab
@@ -37,14 +37,17 @@ FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # wha
 MONO = ["ui-monospace", "Consolas", "monospace"]
 
 
-def serve(options: commands.Ui, prepare: Prepare = prepare_pipelines) -> None:
-    """Serve the page until interrupted. Raises `InputError` for options that cannot work and for a port that is taken."""
+def serve(options: commands.Ui, prepare: Prepare = prepare_pipelines, prepare_short: Prepare = prepare_errands) -> None:
+    """Serve the page until interrupted; the two prepare the workers of jobs and of errands.
+
+    Raises `InputError` for options that cannot work and for a port that is taken.
+    """
     listener = _listen(options)
     uploads = Path(tempfile.mkdtemp(prefix="splatsmith-"))
     queue = errands = None
     try:
         queue = JobQueue(options.root or default_root(), QueueLimits.of(options), prepare)
-        errands = Errands(uploads, queue.limits.threads or os.cpu_count() or 1)
+        errands = Errands(uploads, queue.limits.threads or os.cpu_count() or 1, prepare_short)
         app = build_app(Studio(queue, errands, uploads / "uploads", options), sign_in(options))
         queue.start()
         _run(app, listener, options)

@@ -10,12 +10,12 @@ import gradio as gr
 
 from app import commands
 from app.demo import example_photos
-from app.queue import UploadLimits
 from app.studio.doctor_view import verdict
 from app.studio.job_view import JobView, job_view
 from app.studio.studio import PRESETS, Studio, decimal, one_of, sentence, whole
 from app.studio.visitor import session_of
 from app.tooltips import tooltips
+from app.uploads import UploadLimits
 from splat.errors import InputError, SplatsmithError
 
 WELCOME = "Drop 3 to 40 photos taken from different places around a subject, or one video of a walk around it."

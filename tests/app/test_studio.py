@@ -1,0 +1,310 @@
+"""Parts of the page without a browser: who asks, what is refused, what is served, and that words of visitors stay words."""
+
+import asyncio
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from small_result import small_result
+from tiny_capture import ROOT
+
+from app import commands
+from app.queue import JobRecord
+from splat.errors import InputError
+
+pytest.importorskip("gradio")
+from starlette.exceptions import HTTPException
+
+from app.studio import html
+from app.studio.downloads import FORMATS, export_command, export_folder
+from app.studio.files import file_routes
+from app.studio.guard import TRIES_A_MINUTE, Guard
+from app.studio.visitor import new_secret, secret_of, session_of
+
+HOSTILE = '<img src=x onerror="alert(1)">'
+
+
+def record(out: Path, **changes) -> JobRecord:
+    values = {
+        "id": "00112233aabbccdd", "session": "s", "kind": "photos", "title": "toy", "options": {"seed": 0}, "state": "done",
+        "position": None, "stage": "", "step": 0, "total": 0, "note": "", "eta_s": None, "submitted": 0.0, "started": 1.0,
+        "finished": 9.0, "notices": (), "out": out, "results": (out,) if out.is_dir() else (), "preview": None, "error": None,
+        "source": None,
+    }  # fmt: skip
+    return JobRecord(**values | changes)
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory) -> Path:
+    return small_result(tmp_path_factory.mktemp("job") / "result")
+
+
+# --- who asks
+
+
+def asking(cookie: str = "", session_hash: str | None = None):
+    return SimpleNamespace(headers={"cookie": cookie} if cookie else {}, session_hash=session_hash)
+
+
+def test_a_browser_is_its_cookie_and_a_program_its_session_hash():
+    secret = new_secret()
+    assert session_of(asking(f"a=b; splatsmith={secret}", "x")) == session_of(asking(f"splatsmith={secret}", "y"))
+    assert session_of(asking("", "x")) != session_of(asking("", "y"))
+    assert session_of(asking(f"splatsmith={secret}")) != session_of(asking("", f"browser {secret}")), "the kinds never meet"
+    assert session_of(asking(f"splatsmith={secret}")) != session_of(asking("", secret))
+
+
+@pytest.mark.parametrize("value", ["", "short", "../../etc", "a" * 44, "ä" * 43, '"' + "a" * 43 + '"x', "a" * 42 + "/"])
+def test_a_cookie_of_another_form_is_none(value):
+    assert secret_of(f"splatsmith={value}") is None
+
+
+# --- the guard
+
+
+def through(guard: Guard, path: str, method: str = "GET", headers: dict | None = None, address: str = "1.2.3.4") -> tuple:
+    """(status, headers, body) of a request with nothing behind the guard but "inside"."""
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    scope = {
+        "type": "http", "method": method, "path": path, "query_string": b"", "scheme": "http", "client": (address, 1),
+        "headers": [(k.lower().encode(), v.encode()) for k, v in (headers or {}).items()],
+    }  # fmt: skip
+    asyncio.run(guard(scope, receive, send))
+    found = {k.decode().lower(): v.decode() for k, v in sent[0]["headers"]}
+    return sent[0]["status"], found, b"".join(m.get("body", b"") for m in sent[1:])
+
+
+async def inside(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"inside"})
+
+
+@pytest.fixture
+def guard(tmp_path) -> Guard:
+    return Guard(inside, tmp_path, 1_000_000)
+
+
+def test_a_new_browser_gets_a_secret_that_no_script_reads(guard):
+    _, headers, _ = through(guard, "/")
+    cookie = headers["set-cookie"]
+    secret = secret_of(cookie.split(";")[0])
+    assert secret and "HttpOnly" in cookie and "SameSite=Strict" in cookie and "Secure" not in cookie
+    _, headers, _ = through(guard, "/", headers={"Cookie": f"splatsmith={secret}"})
+    assert "set-cookie" not in headers
+    assert "set-cookie" not in through(guard, "/gradio_api/info")[1], "programs are no browsers"
+    assert "connect-src 'self'" in headers["content-security-policy"] and headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/gradio_api/file=https://example.org/x", "/gradio_api/file=HTTP://169.254.169.254/", "/gradio_api/proxy=http://a/b"],
+)
+def test_nothing_is_fetched_for_visitors(guard, path):
+    assert through(guard, path)[0] == 403
+
+
+def test_sizes_are_judged_before_anything_is_read(guard, tmp_path):
+    def sending(length: str | None, path: str = "/gradio_api/upload"):
+        status, _, body = through(guard, path, "POST", {"Content-Length": length} if length else {})
+        return status, body.decode()
+
+    assert sending("1000") == (200, "inside")
+    assert sending("1000001") == (413, "1.0 MB were sent, more than the 1 MB allowed; send less.")
+    assert sending(None)[0] == 411 and sending("-5")[0] == 411 and sending("1e3")[0] == 411
+    assert sending("1000001", "/gradio_api/queue/join")[0] == 413
+    (tmp_path / "waiting").write_bytes(b"x" * 3_500_000)
+    assert sending("600000")[0] == 507 and sending("400000")[0] == 200
+
+
+def test_passwords_are_not_tried_for_ever(guard):
+    for _ in range(TRIES_A_MINUTE):
+        assert through(guard, "/login", "POST", {"Content-Length": "10"})[0] == 200
+    assert through(guard, "/login/", "POST", {"Content-Length": "10"})[0] == 429
+    assert through(guard, "/login", "POST", {"Content-Length": "10"}, address="5.6.7.8")[0] == 200
+
+
+# --- files
+
+
+def ask(routes, path: str, query: bytes = b"", **request):
+    """The answer of the route that `path` meets."""
+    from starlette.requests import Request
+    from starlette.routing import Match
+
+    scope = {"type": "http", "method": "GET", "path": path, "query_string": query, "headers": [], **request}
+    for route in routes:
+        match, child = route.matches(scope)
+        if match == Match.FULL:
+            return route.endpoint(Request(scope | child))
+    raise AssertionError(path)
+
+
+@pytest.fixture
+def routes(result):
+    def get(id, session):
+        if id != "00112233aabbccdd" or session != "client None":
+            raise InputError("There is no such job here.")
+        return record(result)
+
+    return file_routes(SimpleNamespace(get=get), lambda request: request.scope.get("entered", True))
+
+
+def test_files_of_a_job_and_no_others(routes, result):
+    job = "/studio/jobs/00112233aabbccdd"
+    answer = ask(routes, f"{job}/out/scene.ply")
+    assert Path(answer.path) == result / "scene.ply" and "inline" in answer.headers["content-disposition"]
+    assert "attachment" in ask(routes, f"{job}/out/scene.ply", b"download").headers["content-disposition"]
+    (result.parent / "inputs").mkdir(exist_ok=True)
+    (result.parent / "inputs" / "photo.png").write_bytes(b"")
+    (result / "link.png").unlink(missing_ok=True)
+    (result / "link.png").symlink_to(result.parent / "inputs" / "photo.png")
+    (result / "page.html").write_text("<script>")
+    try:
+        assert "attachment" in ask(routes, f"{job}/out/page.html").headers["content-disposition"], "no page but ours is shown"
+        for path in (
+            "out/../inputs/photo.png",
+            "out/link.png",
+            "out//etc/passwd",
+            "out/no.ply",
+            "out/",
+            "out/a\0b",
+            "exports/x",
+        ):
+            assert ask(routes, f"{job}/{path}").status_code == 404, path
+    finally:
+        (result / "link.png").unlink()
+        (result / "page.html").unlink()
+    assert ask(routes, "/studio/jobs/ffffffffffffffff/out/scene.ply").status_code == 404
+    with pytest.raises(HTTPException) as refused:
+        ask(routes, f"{job}/out/scene.ply", entered=False)
+    assert refused.value.status_code == 401
+    for name in ("viewer.html", "viewer.js"):
+        assert len(ask(routes, f"/studio/{name}").body) > 1000
+
+
+# --- words of visitors
+
+
+def test_words_of_visitors_are_text(result):
+    hostile = record(
+        result, kind="text", title=HOSTILE, notices=(HOSTILE,), note=HOSTILE, stage=HOSTILE, error=HOSTILE, options={"seed": 0}
+    )
+    states = ("queued", "running", "done", "failed", "cancelled", "interrupted")
+    made = [html.status(dataclasses.replace(hostile, state=state), "") for state in states]
+    made += [html.shelf([hostile], "", more=True, manage=True), html.result(hostile, result)]
+    for page in made:
+        assert "<img src=x" not in page and 'onerror="alert' not in page
+    assert "&lt;img src=x" in made[0]
+
+
+def test_a_batch_with_hostile_names(tmp_path):
+    folder = tmp_path / "result"
+    folder.mkdir()
+    row = {"name": HOSTILE, "input": "", "out": HOSTILE, "status": HOSTILE, "seconds": 1.0, "attempts": 1, "error": HOSTILE}
+    batch = {"made_by": "splatsmith", "version": 1, "status": "done", "options": {}, "counts": {}, "items": [row]}
+    (folder / "batch.json").write_text(json.dumps(batch))
+    assert "<img" not in html.batch_table(record(folder, results=()))
+
+
+def test_the_doctor_s_verdict_is_drawn(tmp_path):
+    from app.studio.doctor_view import verdict
+
+    photos = [
+        {"name": f"{HOSTILE}{i}", "notes": ["blurred"] * (i == 1), "links": 2, "coverage": 0.5, "group": int(i == 3)}
+        for i in range(4)
+    ]
+    values = {
+        "photos": photos, "links": [[0, 1, 40], [1, 2, 90]], "verdict": "fair", "expected_placed": 3, "problems": [HOSTILE],
+        "next_photo": HOSTILE, "notices": [], "skipped": [["x.txt", "no picture"]], "seconds": {"draft": 40.0},
+    }  # fmt: skip
+    (tmp_path / "verdict.json").write_text(json.dumps(values))
+    drawn = verdict(tmp_path)
+    assert drawn.count("<line ") == 2 and drawn.count("class='ss-alone'") == 1 and drawn.count("class='ss-weak'") == 1
+    assert "<img src=x" not in drawn and "stand alone" in drawn and "draft 40 s" in drawn and "x.txt: no picture" in drawn
+
+
+# --- downloads
+
+
+def test_every_format_is_a_command_of_export(tmp_path):
+    job = record(tmp_path / "result")
+    assert export_folder(job, job.out).name == "scene" and export_folder(job, job.out / "chair-0").name == "chair-0"
+    for format in FORMATS.values():
+        command = export_command(tmp_path, format, tmp_path / "exports", 0.12)
+        assert isinstance(command, commands.Export) and command.to.parent == tmp_path / "exports"
+        assert command.real_size == (0.12 if command.purpose == "print" else None)
+
+
+# --- the server
+
+
+def test_the_server_s_process_imports_nothing_heavy():
+    code = (
+        "import sys, app.studio.page\n"
+        "print(*sorted({'torch', 'open3d', 'cv2', 'pycolmap', 'kornia', 'transformers', 'diffusers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
+def test_name_and_password(tmp_path, monkeypatch):
+    from app.studio.page import sign_in
+
+    monkeypatch.delenv("SPLATSMITH_AUTH", raising=False)
+    assert sign_in(commands.Ui()) is None
+    assert sign_in(commands.Ui(auth="anna:a:b")) == ("anna", "a:b")
+    (tmp_path / "auth").write_text("bert:secret\n")
+    assert sign_in(commands.Ui(auth_file=tmp_path / "auth")) == ("bert", "secret")
+    monkeypatch.setenv("SPLATSMITH_AUTH", "carl:hidden")
+    assert sign_in(commands.Ui()) == ("carl", "hidden")
+    for wrong in ("anna", "anna:", ":secret"):
+        with pytest.raises(InputError, match="USER:PASSWORD"):
+            sign_in(commands.Ui(auth=wrong))
+    with pytest.raises(InputError, match="cannot be read"):
+        sign_in(commands.Ui(auth_file=tmp_path / "none"))
+
+
+def test_it_listens_on_this_machine_alone_and_says_when_it_cannot():
+    from app.studio.page import _listen
+
+    assert commands.Ui().host == "127.0.0.1"
+    with pytest.raises(InputError, match="no port"):
+        _listen(commands.Ui(port=0))
+    with pytest.raises(InputError, match="--host"):
+        _listen(commands.Ui(host="300.1.1.1"))
+
+
+def test_short_work_is_done_beside_the_queue(tmp_path):
+    from studio_server import QuickCheck
+
+    from app.studio.errands import Errands
+
+    errands = Errands(tmp_path, 1, QuickCheck())
+    try:
+        events = list(errands.run(commands.Check(inputs=(tmp_path / "a.png",), out=tmp_path / "check")))
+        assert events[0].stage == "check" or events[0].stage == ""
+        assert json.loads((tmp_path / "check" / "verdict.json").read_text())["verdict"] == "good"
+        with pytest.raises(InputError, match="converts nothing"):
+            list(errands.run(commands.Export(scene=tmp_path, to=tmp_path / "x.spz")))
+        os.kill(errands._worker.process.pid, 9)
+        began = time.monotonic()
+        with pytest.raises(InputError, match="worker process"):
+            list(errands.run(commands.Check(inputs=(tmp_path / "a.png",), out=tmp_path / "again")))
+        assert time.monotonic() - began < 30
+        list(errands.run(commands.Check(inputs=(tmp_path / "a.png",), out=tmp_path / "again")))
+    finally:
+        errands.close()
