@@ -11,12 +11,13 @@ PY := .venv/bin/python
 # pip of $(PYTHON) installs into .venv: the distributions that split venv's own pip into another package work as well.
 INSTALL = $(PYTHON) -m pip --python $(PY) install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt
 
-.PHONY: demo test test-node lint format ui example wheel clean help
+.PHONY: demo test test-node viewer lint format ui example wheel clean help
 
 help:
 	@echo "make demo    set up .venv, then reconstruct the bundled photos into $(OUT)"
 	@echo "make test    set up .venv, then run the tests"
 	@echo "make test-node   the tests of splat formats against programs from npm"
+	@echo "make viewer  bundle the script of the viewer page anew, with what npm has of app/viewer/package.json"
 	@echo "make lint    check the style;  make format  mend it"
 	@echo "make ui      the page in the browser"
 	@echo "make wheel   build dist/*.whl;  make example  take the bundled photos again;  make clean  remove .venv"
@@ -32,9 +33,21 @@ test: .venv/test
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 # Formats of splats against programs from npm, in build/node.
-test-node: .venv/test
+test-node: .venv/test build/viewer/installed
 	npm install --prefix build/node --no-save --no-audit --no-fund --ignore-scripts @playcanvas/splat-transform@3.7.0 gltf-validator@2.0.0-dev.3.10
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m node tests/splat
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m node tests/app/test_viewer_bundle.py
+
+# The script in the pages of `export --to x.html`; committed, since who installs with pip need not have npm.
+viewer: build/viewer/installed
+	cp app/viewer/*.js build/viewer
+	node build/viewer/build.js app/viewer/viewer.min.js
+
+build/viewer/installed: app/viewer/package.json app/viewer/package-lock.json
+	mkdir -p build/viewer
+	cp app/viewer/*.json build/viewer
+	npm ci --prefix build/viewer --no-audit --no-fund --ignore-scripts
+	@touch build/viewer/installed
 
 lint: .venv/dev
 	$(PY) -m ruff check .

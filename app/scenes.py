@@ -25,8 +25,10 @@ from splat.similarity import Similarity, fit_similarity
 
 MESH_SUFFIXES = (".glb", ".obj", ".stl")
 SPLATS_AS_GLB = ".gs.glb"  # since .glb is the mesh
+VIEW_PAGE = ".html"
 DEFAULT_EVAL_SIDE = 1024  # px, where the result does not say what size it was fitted at
 MAX_SIDE = 16384  # px of a picture
+PAGE_SIDE = 640  # px that a page of splats is framed for; its window may have any size
 ENOUGH = 100_000  # splats that tell how far a scene extends
 
 
@@ -43,25 +45,33 @@ def load_scene(path: Path) -> Splats:
     return load(path)
 
 
-def export_scene(scene: Path, to: Path, convention: Literal["splatsmith", "3dgs"]) -> None:
-    """Write the splats (`splat.io.FORMATS`; .gs.glb for glTF) or the mesh (.glb, .obj, .stl) of `scene`.
+def export_scene(scene: Path, to: Path, convention: Literal["splatsmith", "3dgs"], sh_degree: int | None = None) -> None:
+    """Write the splats (`splat.io.FORMATS`; .gs.glb for glTF), the mesh (.glb, .obj, .stl) or a page that shows the splats.
 
-    `convention` is that of `splat.io.save`. A scene file has no mesh yet: one is extracted. Raises `InputError` for other
-    suffixes, missing folders, and a result's own files, which share one frame.
+    `convention` is that of `splat.io.save`. A scene file has no mesh yet: one is extracted. `sh_degree` cuts off the splats'
+    higher bands. Raises `InputError` for other suffixes, missing folders, and a result's own files, which share one frame.
     """
     from splat.io import FORMATS, HALF_TURN_ABOUT_X, save
     from splat.io.meshes import save_mesh
 
     suffix = to.suffix.lower()
-    if suffix not in (*FORMATS, *MESH_SUFFIXES):
-        known = dict.fromkeys((*FORMATS, SPLATS_AS_GLB, *MESH_SUFFIXES))  # each once
+    if suffix not in (*FORMATS, *MESH_SUFFIXES, VIEW_PAGE):
+        known = dict.fromkeys((*FORMATS, SPLATS_AS_GLB, *MESH_SUFFIXES, VIEW_PAGE))  # each once
         raise InputError(f"'{suffix}' is no format of export; use one of {', '.join(known)}.")
     if not to.parent.is_dir():
         raise InputError(f"The folder {to.parent} does not exist; create it or choose another --to.")
     if to.name in ("scene.ply", "mesh.glb") and (to.parent / "report.json").is_file():
         raise InputError(f"{to} belongs to the result {to.parent} and stays as it is; choose another --to.")
+    if sh_degree is not None and not 0 <= sh_degree <= 3:
+        raise InputError(f"--sh-degree {sh_degree} is none; give 0 (no view-dependent colour) to 3.")
     if suffix not in MESH_SUFFIXES or to.name.lower().endswith(SPLATS_AS_GLB):
-        save(load_scene(scene), to, convention)
+        splats = load_scene(scene)
+        if sh_degree is not None and sh_degree < splats.sh_degree:
+            splats = splats.with_sh_degree(sh_degree)
+        if suffix == VIEW_PAGE:
+            _save_view_page(splats, scene, to, convention)
+        else:
+            save(splats, to, convention)
         return
     mesh = _mesh_of(scene)
     save_mesh(mesh.transformed(HALF_TURN_ABOUT_X) if convention == "3dgs" else mesh, to)
@@ -83,7 +93,10 @@ def render_scene(options: commands.Render) -> Generator[Progress, None, list[Pat
         )
     place, background = pick_place(options.device, options.threads), torch.tensor(colour(options.background))
     splats = load_scene(options.scene).to(place.device)
-    batches = [_path_for(options, splats)] if options.cameras is None else read_cameras(options.cameras, options.side)
+    if options.cameras is None:
+        batches = [_path_for(options.scene, splats, options.frames if suffix == ".mp4" else 1, options.side)]
+    else:
+        batches = read_cameras(options.cameras, options.side)
     if suffix == ".mp4" and (len({(c.width, c.height) for c in batches}) > 1):
         raise InputError(f"{options.cameras} has cameras of several sizes, which make no video; render to .png.")
     if suffix == ".mp4":
@@ -155,15 +168,23 @@ def read_cameras(path: Path, side: int) -> list[Cameras]:
     return batches
 
 
-def _path_for(options: commands.Render, splats: Splats) -> Cameras:
+def _save_view_page(splats: Splats, scene: Path, to: Path, convention: str) -> None:
+    from app.viewer_page import save_view_page
+
+    if convention != "splatsmith":
+        raise InputError(f"{to.name} shows the scene upright by itself; leave --convention {convention} out.")
+    scene = scene.absolute()
+    save_view_page(splats, to, _path_for(scene, splats, 1, PAGE_SIDE), scene.name if scene.is_dir() else scene.stem)
+
+
+def _path_for(scene: Path, splats: Splats, frames: int, side: int) -> Cameras:
     """The path that suits the captured cameras of a result; for a bare scene file a full orbit of its extent."""
     from app.turntable import suited_path
 
-    frames = options.frames if options.to.suffix.lower() == ".mp4" else 1
-    captured = options.scene / "cameras.json"
-    if options.scene.is_dir() and captured.is_file():
-        return suited_path(read_cameras(captured, options.side), splats, frames, options.side)
-    return _orbit(splats, frames, options.side)
+    captured = scene / "cameras.json"
+    if scene.is_dir() and captured.is_file():
+        return suited_path(read_cameras(captured, side), splats, frames, side)
+    return _orbit(splats, frames, side)
 
 
 def _orbit(splats: Splats, frames: int, side: int) -> Cameras:

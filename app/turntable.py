@@ -104,7 +104,7 @@ def subject(captured: Sequence[Cameras], splats: Splats) -> Tensor:
     """
     centers = torch.cat([c.centers for c in captured]).double().cpu()
     forward = torch.cat([c.forward for c in captured]).double().cpu()
-    guess = (centers + forward * _middle_depth(captured, splats)).mean(0)
+    guess = (centers + forward * middle_depth(captured, splats)).mean(0)
     point = nearest_to_axes(centers, forward, guess, pull=0.02)
     in_front = ((point - centers) * forward).sum(-1).median() > 0
     return point if in_front else guess  # cameras that look outwards have no common point
@@ -153,7 +153,7 @@ def _widest_gap(azimuth: Tensor) -> tuple[float, float]:
     return float(gaps[widest]), float(around[widest] + gaps[widest] / 2)
 
 
-def _middle_depth(captured: Sequence[Cameras], splats: Splats) -> float:
+def middle_depth(captured: Sequence[Cameras], splats: Splats) -> float:
     """Median depth of the solid splats in the middle half of the pictures."""
     solid = splats.means[splats.opacities > 0.3]
     solid = (solid if len(solid) else splats.means).cpu()
