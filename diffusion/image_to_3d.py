@@ -7,7 +7,6 @@ where it denoises latents, their autoencoder.
 
 from __future__ import annotations
 
-import copy
 import math
 import shutil
 from collections.abc import Generator, Sequence
@@ -25,7 +24,7 @@ from diffusion.sample_views import KnownViews, sampling
 from diffusion.subject import Subject
 from diffusion.view_bank import cameras_at
 from diffusion.view_space import LatentSpace, PixelSpace, ViewSpace
-from diffusion.weights_folder import BROKEN, claim, damaged, read_about, shipped, write_about
+from diffusion.weights_folder import BROKEN, claim, damaged, read_about, save_network, shipped, write_about
 from splat.cameras import Cameras
 from splat.errors import InputError
 from splat.gaussians import Splats
@@ -151,7 +150,7 @@ def save_image_weights(
     for name in ("denoiser", "autoencoder"):  # what an earlier call left would be listed, and shipped
         shutil.rmtree(folder / name, ignore_errors=True)
     for name, part in parts.items():
-        copy.deepcopy(part).half().save_pretrained(folder / name, safe_serialization=True)
+        save_network(part, folder / name)
     write_about(folder, FORMAT, {"licences": list(licences), "facts": facts})
 
 

@@ -28,7 +28,7 @@ from diffusion.text_encoder import ClipConfig, TextEncoder, load_text_encoder
 from diffusion.text_stages import AttributeStage, DetailStage, Draft, FieldStage, ShapeStage, Stage
 from diffusion.vocabulary import Vocabulary
 from diffusion.volume import SplatVolume
-from diffusion.weights_folder import BROKEN, FROM_DISK, claim, damaged, read_about, shipped, write_about
+from diffusion.weights_folder import BROKEN, FROM_DISK, claim, damaged, read_about, save_network, shipped, write_about
 from splat.errors import InputError
 from splat.io.atomic import atomically
 from splat.progress import Progress
@@ -162,10 +162,7 @@ def shipped_weights() -> Path:
 def save_text_weights(
     folder: Path, stages: Sequence[Stage], vocabulary: Vocabulary, licences: Sequence[str], facts: dict
 ) -> None:
-    """Everything in half precision, and weights.json last: a folder with it is whole. `facts` is anything JSON holds.
-
-    The stages' networks are left in half precision.
-    """
+    """Everything in half precision, and weights.json last: a folder with it is whole. `facts` is anything JSON holds."""
     names = tuple(type(stage).__name__ for stage in stages)
     assert names in NETWORKS, names
     claim(folder, FORMAT)
@@ -185,7 +182,7 @@ def save_text_weights(
     with atomically(folder / "tables.safetensors") as temporary:
         save_file(tables, str(temporary))
     for name, network in networks.items():
-        network.half().save_pretrained(folder / name, safe_serialization=True)
+        save_network(network, folder / name)
     write_about(folder, FORMAT, about)
 
 

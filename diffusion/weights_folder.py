@@ -5,17 +5,21 @@ The JSON is written last, so a folder that has it is whole. Nothing that it does
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
 from splat.errors import InputError
 from splat.io.atomic import atomically
+
+if TYPE_CHECKING:
+    from diffusers.models.modeling_utils import ModelMixin
 
 ABOUT = "weights.json"
 FROM_DISK = {"use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": False}  # the last, or diffusers warns
@@ -46,6 +50,14 @@ def claim(folder: Path, format: str) -> None:
     if found != format:
         raise InputError(f"{folder} holds weights of another kind ({found!r}, not {format!r}); train in another work folder.")
     (folder / ABOUT).unlink(missing_ok=True)
+
+
+def save_network(network: ModelMixin, folder: Path) -> None:
+    """In half precision, as diffusers lays it out, without the path that it was itself loaded from. `network` stays as it is."""
+    copy.deepcopy(network).half().save_pretrained(folder, safe_serialization=True)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config.pop("_name_or_path", None)
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def write_about(folder: Path, format: str, facts: dict[str, Any]) -> None:

@@ -162,6 +162,12 @@ def test_whose_objects_were_learnt_from_is_written_beside_the_weights(work):
     assert "4 objects, CC0-1.0 (https://creativecommons.org/publicdomain/zero/1.0/)" in text and "- A. Maker: " in text
 
 
+def test_weights_say_nothing_of_where_they_were_made(work):
+    """They were loaded from the work folder, whose path diffusers would write into their configs."""
+    told = "".join(path.read_text() for path in (work / "weights").rglob("*.json"))
+    assert str(work) not in told and '"_name_or_path"' not in told
+
+
 def test_vocabulary_holds_what_was_trained_on(generator, work):
     bank = open_bank(work / "bank")
     learnt = {n for n, s in zip(bank.names, bank.splits, strict=True) if s == "train"}
