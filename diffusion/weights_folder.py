@@ -53,7 +53,7 @@ def claim(folder: Path, format: str) -> None:
 
 
 def save_network(network: ModelMixin, folder: Path) -> None:
-    """In half precision, as diffusers lays it out, without the path that it was itself loaded from. `network` stays as it is."""
+    """In half precision, as diffusers lays it out, without the path that it was loaded from. `network` stays as it is."""
     copy.deepcopy(network).half().save_pretrained(folder, safe_serialization=True)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config.pop("_name_or_path", None)
