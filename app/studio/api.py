@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import gradio as gr
-
 from app.queue import JobRecord
 from app.studio.downloads import FORMATS, export_command, export_folder
+from app.studio.quick_gradio import gr
 from app.studio.studio import Studio, result_of, sentence
 from app.studio.visitor import session_of
 from splat.errors import InputError, SplatsmithError

@@ -45,8 +45,9 @@ class Guard:
         headers = Headers(scope=scope)
         refused = self._refused(scope, headers)
         cookie = None
-        if scope["path"] == "/" and secret_of(headers.get("cookie", "")) is None:
-            cookie = f"{COOKIE}={new_secret()}; Path=/; HttpOnly; SameSite=Strict; Max-Age={COOKIE_DAYS * 86400}"
+        if scope["path"] == "/":
+            secret = secret_of(headers.get("cookie", "")) or new_secret()
+            cookie = f"{COOKIE}={secret}; Path=/; HttpOnly; SameSite=Strict; Max-Age={COOKIE_DAYS * 86400}"
             cookie += "; Secure" if scope.get("scheme") == "https" else ""
 
         async def answer(message: dict[str, Any]) -> None:

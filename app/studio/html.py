@@ -39,14 +39,15 @@ MOST_SENTENCES = 12
 
 
 def status(record: JobRecord | None, welcome: str) -> str:
-    """What a job is doing, with the buttons that make sense now."""
+    """What a job is doing, with the buttons that make sense now; `welcome` where there is none."""
     if record is None:
         return f'<div class="ss-status ss-empty">{LOGO}<p>{escape(welcome)}</p></div>'
     parts = [f'<div class="ss-status ss-{record.state}" data-state="{record.state}" data-job="{record.id}">']
     parts.append(f'<div class="ss-head"><h3 dir="auto" title="{_text(record.title)}">{_text(record.title)}</h3>')
     parts.append(f'<span class="ss-chip ss-{record.state}">{STATES[record.state]}</span></div>')
     parts += {"queued": _queued, "running": _running}.get(record.state, _ended)(record)
-    parts.append(sentences(record.notices))
+    told = {sentence for folder in record.results for sentence in _warnings(_report(folder))}  # beside the result already
+    parts.append(sentences([sentence for sentence in record.notices if sentence not in told]))
     return "".join([*parts, "</div>"])
 
 
@@ -118,7 +119,7 @@ def result(record: JobRecord, folder: Path, before: tuple[str, Path] | None = No
             _video(base, folder),
             _figures(report),
             "</div>",
-            sentences([*report.get("warnings", ()), *report.get("fallbacks", ())]),
+            sentences(_warnings(report)),
             _sheet(base, folder),
             "</div>",
         ]
@@ -267,6 +268,10 @@ def batch_table(record: JobRecord) -> str:
         links += f' · <a href="/studio/jobs/{record.id}/all.zip" download>all results, zipped</a>'
     head = "<tr><th>Picture</th><th>State</th><th>Time</th><th></th></tr>"
     return f'<div class="ss-batch"><p>{links}</p><div class="ss-scroll"><table>{head}{"".join(rows)}</table></div></div>'
+
+
+def _warnings(report: dict[str, Any]) -> list[str]:
+    return [str(sentence) for sentence in (*report.get("warnings", ()), *report.get("fallbacks", ()))]
 
 
 def _report(folder: Path) -> dict[str, Any]:

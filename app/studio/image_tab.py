@@ -6,13 +6,12 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-import gradio as gr
-
 from app import commands
 from app.demo import example_photos
 from app.queue import JobRecord
 from app.studio.job_view import JobView, job_view
 from app.studio.photos_tab import PICTURES
+from app.studio.quick_gradio import gr
 from app.studio.studio import PRESETS, Studio, decimal, sentence, whole
 from app.studio.visitor import session_of
 from app.tooltips import tooltips

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
-
 from app.queue import JobRecord
 from app.studio import html
 from app.studio.downloads import FORMATS, export_command, export_folder
+from app.studio.quick_gradio import gr
 from app.studio.studio import Studio, decimal, kind_of, result_of, sentence
 from app.studio.visitor import session_of
 from splat.errors import InputError, SplatsmithError
 
-SHELF = 24  # cards of a tab; the library has the rest
+SHELF, LIBRARY = 24, 120  # jobs shown on a tab and in the library, the newest
 # A click on any button with data-act becomes an event of the component, whatever is drawn in it.
 HEAR_BUTTONS = """
 element.addEventListener('click', event => {
@@ -76,7 +75,7 @@ class JobView:
             "taking": str(folder is not None),
             "files": f'<ul class="ss-files">{html.files(record, folder)}</ul>' if record and folder else "",
             "shelf": html.shelf(
-                records[: SHELF if self.kind != "library" else None],
+                records[: LIBRARY if self.kind == "library" else SHELF],
                 str(selected),
                 more=self.more is not None,
                 manage=self.kind == "library",

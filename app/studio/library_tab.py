@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gradio as gr
-
 from app.studio.job_view import JobView, job_view
+from app.studio.quick_gradio import gr
 from app.studio.studio import Studio
 from app.studio.visitor import session_of
 

@@ -11,8 +11,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
-import gradio as gr
 from fastapi import FastAPI
 from starlette.requests import Request
 
@@ -27,6 +25,7 @@ from app.studio.guard import Guard
 from app.studio.image_tab import image_tab
 from app.studio.library_tab import library_tab, space_used
 from app.studio.photos_tab import photos_tab
+from app.studio.quick_gradio import gr
 from app.studio.refine_tab import refinable, refine_tab
 from app.studio.studio import Studio
 from app.studio.text_tab import text_tab
@@ -77,7 +76,8 @@ def build_app(studio: Studio, auth: tuple[str, str] | None = None) -> FastAPI:
         auth_message="This page asks for a name and a password." if auth else None,
         max_file_size=studio.queue.limits.uploads.bytes,
         show_error=True,
-        footer_links=["api", "settings"],
+        footer_links=["api"],
+        enable_monitoring=False,
         run_history=False,
         ssr_mode=False,
         theme=_theme(),

@@ -6,12 +6,11 @@ import secrets
 import shutil
 from pathlib import Path
 
-import gradio as gr
-
 from app import commands
 from app.demo import example_photos
 from app.studio.doctor_view import verdict
 from app.studio.job_view import JobView, job_view
+from app.studio.quick_gradio import gr
 from app.studio.studio import PRESETS, Studio, decimal, one_of, sentence, whole
 from app.studio.visitor import session_of
 from app.tooltips import tooltips

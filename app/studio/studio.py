@@ -7,11 +7,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import gradio as gr
-
 from app import commands
 from app.queue import JobQueue, JobRecord
 from app.studio.errands import Errands
+from app.studio.quick_gradio import gr
 from app.studio.visitor import session_of
 from splat.errors import InputError, SplatsmithError
 

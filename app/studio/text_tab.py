@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gradio as gr
-
 from app import commands
 from app.queue import JobRecord
 from app.studio.job_view import JobView, job_view
+from app.studio.quick_gradio import gr
 from app.studio.studio import PRESETS, Studio, decimal, sentence, whole
 from app.studio.visitor import session_of
 from app.tooltips import tooltips
