@@ -27,8 +27,10 @@ from splat.errors import InputError, StoppedLate, check_finite
 from splat.gaussians import Splats
 from splat.losses import photometric
 from splat.metrics import psnr
+from splat.pose_gauge import similarity_motions, without_similarity
 from splat.progress import Progress
 from splat.prune import visibility
+from splat.regularise import Priors, Regulariser, RegulariserConfig
 from splat.render import Rendering, RenderOptions, native, render
 from splat.render.native.step import FusedSteps, StepsResult, Turn
 from splat.rotations import se3_exp
@@ -37,6 +39,7 @@ from splat.views import Views
 MANY_PHOTOS = 40
 COARSEST = 64  # px, long side below which no photo is drawn smaller
 LIMIT_EVERY = 50  # steps between two enforcements of `max_scale`
+AVERAGE_EVERY = 25  # steps between two looks at the splats whose mean is the result
 TOGETHER = 25  # steps in one call of the kernels, at most: Python's share is small, and Ctrl-C is still heard soon
 # Bytes a Gaussian costs in training at SH degree 3: value, gradient, two Adam moments of 59 floats, and the renderer's
 # records and sums (about as much again).
@@ -77,7 +80,11 @@ class FitConfig:
     antialiased: bool = False  # compensate opacity for the pixel low-pass (Mip-Splatting)
     exposure: bool = False  # learn a colour gain and offset per photo; the average photo keeps its own
     lr_exposure: float = 2e-3
-    refine_poses: bool = False  # let cameras move with the fit; the first stays
+    regularise: RegulariserConfig = field(default_factory=RegulariserConfig)  # what few photos need beside that; all off
+    # Fraction of the fit from which on the result is the mean of what the splats were, so that the last steps' noise is not in
+    # it; 1 takes the last step alone.
+    average_from: float = 1.0
+    refine_poses: bool = False  # let cameras move with the fit; together they neither move, turn nor grow
     lr_poses: float = 2e-4  # radians, and units of the scene's extent
     seed: int = 0
     checkpoint_every: int = 250  # steps between states on disk
@@ -141,14 +148,15 @@ def gaussian_cap(config: FitConfig, views: list[Views]) -> int:
 
 
 def fit(
-    views: list[Views], initial: Splats, config: FitConfig, state: Path | None = None
+    views: list[Views], initial: Splats, config: FitConfig, state: Path | None = None, priors: Priors | None = None
 ) -> Generator[Progress, None, FitResult]:
     """Fit `initial` to posed `views` (all on one device, which decides where the work runs).
 
     Masked views must already be composited on `config.background`. Yields `Progress("fit", ...)` with `values` psnr
     (running mean, dB), loss and gaussians; returns `FitResult`. With `state` (a file path) the state is saved as the
     fit goes, and an existing state of the same inputs and config is continued: on CPU, to the same bits as an
-    undisturbed run. Raises `InputError` for a state of other inputs, `StoppedLate` when the numbers diverge.
+    undisturbed run. `priors` are what some terms of `config.regularise` compare with. Raises `InputError` for a state of other
+    inputs and for missing priors, `StoppedLate` when the numbers diverge.
     """
     assert views and all(v.cameras is not None for v in views), "fit needs posed views"
     device = views[0].images.device
@@ -166,10 +174,15 @@ def fit(
     optimiser = _optimiser(parameters, exposures, poses, config, extent)
     seen = Observations.empty(len(initial), device)
     centers = torch.cat([v.cameras.centers for v in views])
-    fingerprint = _fingerprint(views, initial, config, tuple(parameters))
-    step, running = 0, None
+    fingerprint = _fingerprint(views, initial, config, tuple(parameters), priors)
+    if config.refine_poses:
+        world_motions = similarity_motions(torch.cat([v.cameras.cam_from_world for v in views]), _pose_units(extent, poses))
+    regulariser = None
+    if config.regularise.active:
+        regulariser = Regulariser(config.regularise, views, priors, config.backend)
+    step, running, mean = 0, None, None
     if state is not None and state.exists():
-        step, running, seen = _restore(state, fingerprint, parameters, exposures, poses, optimiser, device)
+        step, running, seen, mean = _restore(state, fingerprint, parameters, exposures, poses, optimiser, device)
 
     @functools.lru_cache(maxsize=1)
     def order_of(epoch: int) -> list[int]:
@@ -208,7 +221,7 @@ def fit(
     def draw(splats: Splats, turn: Turn, options: RenderOptions) -> tuple[Tensor, Tensor, Rendering]:
         """The photo as splats and exposure explain it, the photo itself [both 1, H, W, 3], and the rendering."""
         truth, pose, backdrop = turn.truth()[None], turn.cam_from_world[None], torch.tensor(turn.backdrop, device=device)
-        if config.refine_poses and turn.exposure > 0:
+        if config.refine_poses:
             pose = se3_exp(poses[turn.exposure, None] * _pose_units(extent, poses)) @ pose
         cameras = Cameras(pose, turn.K[None], truth.shape[2], truth.shape[1])
         background = None if config.exposure else backdrop
@@ -225,9 +238,18 @@ def fit(
 
     def step_by_autograd(turn: Turn, generator: torch.Generator) -> StepsResult:
         nonlocal seen
-        splats = _splats(parameters)
-        image, truth, rendering = draw(splats, turn, dataclasses.replace(options, track_means2d=config.densify.needs_means2d))
+        drawn = splats = _splats(parameters)
+        if regulariser is not None:
+            drawn = regulariser.drawn(splats, step / config.steps, generator)
+        image, truth, rendering = draw(drawn, turn, dataclasses.replace(options, track_means2d=config.densify.needs_means2d))
         photo_loss = loss = photometric(image, truth, config.ssim_weight)
+        if regulariser is not None:
+            height, width = truth.shape[1:3]
+            camera = Cameras(turn.cam_from_world[None], turn.K[None], width, height)
+            loss = loss + regulariser.of_photo(turn.exposure, camera, rendering, generator)
+            backdrop = torch.tensor(turn.backdrop, device=device)
+            between = dataclasses.replace(options, sh_degree=turn.sh_degree)
+            loss = loss + regulariser.of_virtual_view(drawn, step, between, backdrop, generator)
         if config.opacity_regulariser:
             loss = loss + config.opacity_regulariser * splats.opacities.mean()
         if config.scale_regulariser:
@@ -246,6 +268,8 @@ def fit(
         with torch.no_grad():
             if config.exposure:
                 exposures.sub_(exposures.mean(0))  # the gauge: the average photo is right
+            if config.refine_poses:
+                poses.copy_(without_similarity(poses, world_motions))
             if config.densify.noise:
                 jitter = config.densify.perturb(_geometry(parameters), turn.lr_means / extent**2, generator)
                 if jitter is not None:
@@ -260,7 +284,10 @@ def fit(
 
     def pauses_at(step: int) -> bool:
         """Whether anything but the next step follows the first `step` steps."""
-        return reports_at(step) or step % LIMIT_EVERY == 0 or config.densify.edits_at(step, config.steps)
+        return reports_at(step) or step % LIMIT_EVERY == 0 or config.densify.edits_at(step, config.steps) or averages_at(step)
+
+    def averages_at(step: int) -> bool:
+        return step > config.average_from * config.steps and (step % AVERAGE_EVERY == 0 or step == config.steps)
 
     options = RenderOptions(antialiased=config.antialiased, threads=config.threads)
     fused = _fused_steps(optimiser, views, exposures, options, config, extent)
@@ -290,17 +317,21 @@ def fit(
             edit = config.densify.propose(step, config.steps, _geometry(parameters), seen, extent, cap, generator)
             if edit is not None:
                 apply_edit(edit, parameters, optimiser)
-                seen = Observations.empty(len(parameters["means"]), device)
+                seen, mean = Observations.empty(len(parameters["means"]), device), None
+        if averages_at(step):
+            mean = _mean_with(mean, parameters)
 
         if reports_at(step):
             value = float(psnr(done.image, done.truth).mean())
             running = value if running is None else 0.9 * running + 0.1 * value
             values = {"psnr": running, "loss": done.photo_loss, "gaussians": len(parameters["means"])}
             if saves_at(step):
-                _save(state, fingerprint, step, running, parameters, exposures, poses, optimiser, seen)
+                _save(state, fingerprint, step, running, parameters, exposures, poses, optimiser, seen, mean)
             yield Progress("fit", step, config.steps, preview=done.image[0].clamp(0, 1), values=values)
 
-    splats = _splats(parameters).detach()
+    splats = _splats(parameters if mean is None else mean.parameters).detach()
+    if regulariser is not None:
+        splats = regulariser.finished(splats)
     fields = torch.cat(
         [
             getattr(splats, f.name).flatten(1) if f.name != "opacity_logits" else splats.opacity_logits[:, None]
@@ -401,6 +432,8 @@ def _fused_steps(
     """The steps inside the kernels, where they are and what they do not know is not asked for."""
     if config.refine_poses or config.densify.needs_means2d or config.backend not in ("auto", "native"):
         return None
+    if config.regularise.active:
+        return None
     if not _own_adam(views[0].images.device):
         return None
     for view in views:
@@ -455,7 +488,7 @@ def _moved_cameras(views: list[Views], poses: Tensor, extent: float) -> list[Cam
     return moved
 
 
-def _fingerprint(views: list[Views], initial: Splats, config: FitConfig, leaves: tuple[str, ...]) -> str:
+def _fingerprint(views: list[Views], initial: Splats, config: FitConfig, leaves: tuple[str, ...], priors: Priors | None) -> str:
     """SHA-256 of everything that decides the result, so that a state of other inputs is never continued."""
     decisive = dataclasses.asdict(config) | {"leaves": leaves}  # a state of a GPU has other ones
     for name in ("threads", "report_every", "checkpoint_every"):  # these change when and where, not what
@@ -467,17 +500,40 @@ def _fingerprint(views: list[Views], initial: Splats, config: FitConfig, leaves:
         for x in (view.images, view.cameras.cam_from_world, view.cameras.K, view.masks):
             if x is not None:
                 sha.update(x.cpu().contiguous().numpy().tobytes())
+    if priors is not None and config.regularise.needs_priors:
+        for x in (*priors.depths, *(priors.normals or ())):
+            sha.update(x.cpu().contiguous().numpy().tobytes())
     return sha.hexdigest()
 
 
-def _save(state: Path, fingerprint: str, step: int, running: float, parameters, exposures, poses, optimiser, seen) -> None:
+@dataclass(frozen=True)
+class _Mean:
+    """The mean of the parameters at `count` steps."""
+
+    parameters: dict[str, Tensor]
+    count: int
+
+
+@torch.no_grad()
+def _mean_with(mean: _Mean | None, parameters: dict[str, Tensor]) -> _Mean:
+    if mean is None:
+        return _Mean({name: x.detach().clone() for name, x in parameters.items()}, 1)
+    count = mean.count + 1
+    return _Mean({name: x.lerp(parameters[name], 1 / count) for name, x in mean.parameters.items()}, count)
+
+
+def _save(
+    state: Path, fingerprint: str, step: int, running: float, parameters, exposures, poses, optimiser, seen, mean: _Mean | None
+) -> None:
     tensors = {f"parameter.{k}": v for k, v in parameters.items()}
     tensors |= {"exposures": exposures, "poses": poses, "seen.score": seen.score, "seen.seen": seen.seen}
     for group in optimiser.param_groups:
         for key, value in optimiser.state.get(group["params"][0], {}).items():
             tensors[f"adam.{group['name']}.{key}"] = value
+    tensors |= {} if mean is None else {f"mean.{k}": v for k, v in mean.parameters.items()}
+    facts = {"fingerprint": fingerprint, "step": step, "running": running, "averaged": 0 if mean is None else mean.count}
     try:
-        save_state(state, tensors, {"fingerprint": fingerprint, "step": step, "running": running})
+        save_state(state, tensors, facts)
     except OSError as error:
         raise StoppedLate(
             f"The fit stopped at step {step}: its state could not be saved ({error.strerror}); free some space and --resume."
@@ -485,7 +541,9 @@ def _save(state: Path, fingerprint: str, step: int, running: float, parameters, 
 
 
 @torch.no_grad()
-def _restore(state: Path, fingerprint: str, parameters, exposures, poses, optimiser, device) -> tuple[int, float, Observations]:
+def _restore(
+    state: Path, fingerprint: str, parameters, exposures, poses, optimiser, device
+) -> tuple[int, float, Observations, _Mean | None]:
     tensors, facts = load_state(state, device)
     if facts.get("fingerprint") != fingerprint:
         raise InputError(f"{state.name} belongs to other photos or settings; run without --resume to start over.")
@@ -500,4 +558,6 @@ def _restore(state: Path, fingerprint: str, parameters, exposures, poses, optimi
         keys = ("step", "exp_avg", "exp_avg_sq")
         if f"adam.{name}.step" in tensors:
             optimiser.state[group["params"][0]] = {key: tensors[f"adam.{name}.{key}"] for key in keys}
-    return int(facts["step"]), float(facts["running"]), Observations(tensors["seen.score"], tensors["seen.seen"])
+    averaged = int(facts.get("averaged", 0))
+    mean = _Mean({name: tensors[f"mean.{name}"] for name in parameters}, averaged) if averaged else None
+    return int(facts["step"]), float(facts["running"]), Observations(tensors["seen.score"], tensors["seen.seen"]), mean
