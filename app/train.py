@@ -95,8 +95,8 @@ def _check(options: Train, kind: str, step: str) -> None:
     if step not in NETWORKS[kind] and any(knob is not None for knob in knobs):
         networks = ", ".join(f"{kind}-{name}" for name in NETWORKS[kind])
         raise InputError(f"{options.step} trains no network; --steps, --lr, --accumulate and --batch are for {networks}.")
-    if options.size != "small" and step not in DENSE:
-        raise InputError(f"{options.step} has one size; --size is for {' and '.join(f'text-{name}' for name in DENSE)}.")
+    if options.size != "small" and step not in (*DENSE, "dense-pack"):
+        raise InputError(f"{options.step} has one size; --size is for the steps text-dense-... alone.")
 
 
 def _told(job: Generator[Progress, None, Path]) -> Generator[Progress, None, Path]:

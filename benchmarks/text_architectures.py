@@ -4,7 +4,7 @@
     python benchmarks/text_architectures.py --work WORK --rows tokens --minutes 3
 
 components   the network that ships: principal components of the fields and a residual MLP; its minutes include the components
-unet         GVGEN's kind: a dense 3-D U-Net on the field's nodes (`VolumeUNet`, timed)
+unet         GVGEN's kind: a dense 3-D U-Net on the field's nodes (`train_field`)
 tokens       a transformer over the field's patches of 4^3 nodes, with cross-attention to the sentence
 
 WORK is a training folder with its bank (`splatsmith train text-bank`). Every network learns to predict x_0 from the same
@@ -42,19 +42,19 @@ from diffusion.field import FIELD_CHANNELS
 from diffusion.field_bank import FieldBank, open_bank
 from diffusion.guidance import GuidanceSchedule, guided
 from diffusion.judge import balanced_gallery, noun_agreement, shuffled
-from diffusion.models.latent_denoiser import LatentDenoiser
-from diffusion.models.volume_unet import VolumeUNet
+from diffusion.models.field_denoiser import FieldDenoiser
 from diffusion.objective.average import WeightAverage
+from diffusion.objective.paths import per_sample
 from diffusion.samplers.sampling import sample
 from diffusion.samplers.scheduler import EIScheduler
 from diffusion.text_config import TextSampleConfig
-from diffusion.text_encoder import TextFeatures, load_text_encoder
+from diffusion.text_encoder import load_text_encoder
+from diffusion.train_field import FieldLoss, FieldTrainConfig, UNetConfig, fit_statistics
 from diffusion.train_latents import LatentLoss, LatentTrainConfig, balanced_weights, latents_of, learn_codec, new_denoiser
 
 LEVELS = (-4.0, -2.0, 0.0)  # ln(alpha / sigma) of the latents at which errors are measured
 LEAST = 8  # training objects of a noun that is judged
 PATCH = 4  # nodes to a side of a token
-TEXT_DROPOUT = 0.1
 NEARLY_THE_SAME = 0.999  # cosine between fields of an object and its recolour
 
 
@@ -62,22 +62,25 @@ NEARLY_THE_SAME = 0.999  # cosine between fields of an object and its recolour
 class Candidate:
     """An architecture at work on fields x [B, 4, R, R, R] in a space of its own."""
 
-    network: nn.Module
+    network: nn.Module  # (x, alpha, sigma [B], tokens, mask, pooled, without [B]) -> x_0, in the space
     batch: int
     lr: float
     average: float
     shift: float  # added to every log-SNR
     loss: Callable[[nn.Module, torch.Generator], Tensor]
-    denoise: Callable[..., Tensor]  # (network, x, alpha, sigma [B], text, without [B]) -> x_0, in the space
     encode: Callable[[Tensor], Tensor]
     decode: Callable[[Tensor], Tensor]
 
 
 class TokenDenoiser(nn.Module):
-    """x [B, 4, R, R, R] -> the network's part of x_0: patches as tokens, that look at each other and at the sentence."""
+    """As `FieldDenoiser`, with a transformer in place of the U-Net: patches as tokens, that look at each other and the text."""
+
+    encode = FieldDenoiser.encode
 
     def __init__(self, resolution: int, text_dim: int, pooled_dim: int, width: int = 256, depth: int = 6) -> None:
         super().__init__()
+        self.register_buffer("mean", torch.zeros(FIELD_CHANNELS, *[resolution] * 3))
+        self.register_buffer("std", torch.ones(FIELD_CHANNELS))
         self.cells = resolution // PATCH
         self.enter = nn.Linear(FIELD_CHANNELS * PATCH**3, width)
         self.place = nn.Parameter(0.02 * torch.randn(self.cells**3, width))
@@ -91,17 +94,17 @@ class TokenDenoiser(nn.Module):
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
-    def forward(self, x: Tensor, log_snr: Tensor, text: TextFeatures, without: Tensor) -> Tensor:
+    def forward(self, x: Tensor, alpha: Tensor, sigma: Tensor, tokens: Tensor, mask: Tensor, pooled: Tensor, without: Tensor):
         b, n = len(x), self.cells
         patches = x.reshape(b, FIELD_CHANNELS, n, PATCH, n, PATCH, n, PATCH).permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
-        rates = log_snr[:, None] * 0.25 * 1.35 ** torch.arange(16)
+        rates = (alpha / sigma).log()[:, None] * 0.25 * 1.35 ** torch.arange(16)
         level = self.level(torch.cat([rates.sin(), rates.cos()], dim=-1))
-        pooled = torch.where(without[:, None], self.nothing, self.pooled(text.pooled * text.pooled.shape[1] ** 0.5))
-        words = torch.where(without[:, None, None], self.nothing, self.words(text.tokens))
+        pooled = torch.where(without[:, None], self.nothing, self.pooled(pooled * pooled.shape[1] ** 0.5))
+        words = torch.where(without[:, None, None], self.nothing, self.words(tokens))
         h = self.enter(patches.flatten(1, 3)) + self.place + (level + pooled)[:, None]
-        h = self.leave(self.layers(h, words, memory_key_padding_mask=~text.mask))
+        h = self.leave(self.layers(h, words, memory_key_padding_mask=~mask))
         h = h.reshape(b, n, n, n, FIELD_CHANNELS, PATCH, PATCH, PATCH).permute(0, 4, 1, 5, 2, 6, 3, 7)
-        return h.reshape(x.shape)
+        return per_sample(alpha, x) * x + per_sample(sigma, x) * h.reshape(x.shape).float()
 
 
 def components(bank: FieldBank, args: argparse.Namespace) -> Candidate:
@@ -115,64 +118,37 @@ def components(bank: FieldBank, args: argparse.Namespace) -> Candidate:
     loss = LatentLoss(latents, bank.text, captions, balanced_weights(bank, examples, config.balance), config)
     network = new_denoiser(latents, config, bank.text)
 
-    def denoise(network: LatentDenoiser, x, alpha, sigma, text: TextFeatures, without) -> Tensor:
-        return network(x, alpha, sigma, text.tokens, text.mask, text.pooled, without).float()
-
     own = lambda network, generator: loss(network, generator)[0]  # noqa: E731
-    return Candidate(network, config.batch, config.loop.lr, 0.999, 0.0, own, denoise, codec.encode, codec.decode)
+    return Candidate(network, config.batch, config.loop.lr, 0.999, 0.0, own, codec.encode, codec.decode)
 
 
-def on_nodes(bank: FieldBank, args: argparse.Namespace, network: nn.Module, raw: Callable, batch: int, lr: float) -> Candidate:
-    """A network on the field itself, less the mean field, each channel of variance 1."""
-    examples, config = bank.examples("train"), LatentTrainConfig()
-    some = torch.from_numpy(bank.fields[examples[:: max(len(examples) // 2000, 1)]].astype(np.float32))
-    mean = some.mean(0)
-    std = (some - mean).square().mean((0, 2, 3, 4)).sqrt()[:, None, None, None]
+def on_nodes(bank: FieldBank, args: argparse.Namespace, network: nn.Module, batch: int, lr: float) -> Candidate:
+    """A network on the field itself, with the loss of `train_field`, its errors in units of the network's own output."""
+    examples = bank.examples("train")
+    fields = lambda rows: torch.from_numpy(bank.fields[examples[rows]].astype(np.float32))  # noqa: E731
+    fit_statistics(network, fields(slice(None, None, max(len(examples) // 2000, 1))))
     captions = torch.tensor([bank.captions[i] for i in examples])
-    weights = balanced_weights(bank, examples, config.balance)
-    shift = -0.5 * math.log(mean.numel() / args.dimensions)
-
-    def denoise(network: nn.Module, x, alpha, sigma, text: TextFeatures, without) -> Tensor:
-        out = raw(network, x, (alpha / sigma).log(), text, without).float()
-        return spread(alpha) * x + spread(sigma) * out  # EDM's preconditioning of data of variance 1
-
-    def loss(network: nn.Module, generator: torch.Generator) -> Tensor:
-        rows = torch.multinomial(weights, batch, replacement=True, generator=generator)
-        sentence = torch.randint(captions.shape[1], (batch, 1), generator=generator)
-        text = bank.text.features(captions[rows].gather(1, sentence)[:, 0])
-        x0 = (torch.from_numpy(bank.fields[examples[rows.numpy()]].astype(np.float32)) - mean) / std
-        level = (torch.randperm(batch, generator=generator) + torch.rand(batch, generator=generator)) / batch
-        log_snr = config.log_snr_mean + config.log_snr_std * torch.special.ndtri(level.clamp(1e-4, 1 - 1e-4)) + shift
-        alpha, sigma = torch.sigmoid(2 * log_snr).sqrt(), torch.sigmoid(-2 * log_snr).sqrt()
-        without = torch.rand(batch, generator=generator) < TEXT_DROPOUT
-        x = spread(alpha) * x0 + spread(sigma) * torch.randn(x0.shape, generator=generator)
-        error = (denoise(network, x, alpha, sigma, text, without) - x0) / spread(sigma)  # of the network's own output
-        return error.square().mean()
-
-    encode, decode = (lambda f: (f - mean) / std), (lambda x: x * std + mean)
-    return Candidate(network, batch, lr, 0.995, shift, loss, denoise, encode, decode)
+    config = FieldTrainConfig(batch=batch, levels_of=args.dimensions, snr_limit=math.inf)
+    config = replace(config, loop=replace(config.loop, lr=lr, bf16=True))
+    loss = FieldLoss(fields, bank.text, captions, balanced_weights(bank, examples, config.balance), config)
+    shift = -0.5 * math.log(network.mean.numel() / args.dimensions)
+    own = lambda network, generator: loss(network, generator)[0]  # noqa: E731
+    decode = lambda x: x * network.std[:, None, None, None] + network.mean  # noqa: E731 (nothing cut off)
+    return Candidate(network, batch, lr, 0.995, shift, own, network.encode, decode)
 
 
 def unet(bank: FieldBank, args: argparse.Namespace) -> Candidate:
-    network = VolumeUNet(FIELD_CHANNELS, FIELD_CHANNELS, args.channels, (1, 2, 4), text_dim=bank.text.tokens.shape[1])
-
-    def raw(network: VolumeUNet, x: Tensor, log_snr: Tensor, text: TextFeatures, without: Tensor) -> Tensor:
-        time_ = 1000 * torch.sigmoid(-log_snr / 2)
-        return network(x, text.tokens, text.mask, time_, without)
-
-    return on_nodes(bank, args, network, raw, 8, 1e-3)
+    size = UNetConfig(channels=args.channels)
+    network = size.made(FieldDenoiser, resolution=bank.fields.shape[-1], text_dim=bank.text.tokens.shape[1])
+    return on_nodes(bank, args, network, 8, 1e-3)
 
 
 def tokens(bank: FieldBank, args: argparse.Namespace) -> Candidate:
     network = TokenDenoiser(bank.fields.shape[-1], bank.text.tokens.shape[1], bank.text.pooled.shape[1], args.width)
-    return on_nodes(bank, args, network, lambda network, *given: network(*given), 16, 5e-4)
+    return on_nodes(bank, args, network, 16, 5e-4)
 
 
 ROWS = {"components": components, "unet": unet, "tokens": tokens}
-
-
-def spread(x: Tensor) -> Tensor:
-    return x[:, None, None, None, None]
 
 
 def half() -> torch.autocast:
@@ -238,8 +214,8 @@ def errors(candidate: Candidate, bank: FieldBank, rows: np.ndarray, mean: Tensor
                 part = slice(i, i + 16)
                 text, with_text = bank.text.features(sentences[part]), torch.zeros(len(x[part]), dtype=torch.bool)
                 with half():
-                    made = candidate.denoise(candidate.network, x[part], alpha[part], sigma[part], text, with_text)
-                wrong += float((candidate.decode(made) - fields[part]).square().sum())
+                    made = candidate.network(x[part], alpha[part], sigma[part], text.tokens, text.mask, text.pooled, with_text)
+                wrong += float((candidate.decode(made.float()) - fields[part]).square().sum())
             found[name].append(wrong / float((fields - mean).square().sum()))
     return found
 
@@ -288,7 +264,7 @@ def generated(candidate: Candidate, nouns: tuple[str, ...], shape: torch.Size, s
             def denoise(x: Tensor, alpha: float, sigma: float) -> Tensor:
                 a, s, w = (torch.full((n,), v) for v in (alpha, sigma, without))
                 with half():
-                    return candidate.denoise(candidate.network, x, a, s, text, w)
+                    return candidate.network(x, a, s, text.tokens, text.mask, text.pooled, w).float()
 
             return denoise
 

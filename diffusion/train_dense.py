@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion.field_bank import FieldBank
 from diffusion.models import volume_unet
@@ -27,10 +27,13 @@ from diffusion.text_stages import AttributeStage, FieldStage, level_shift
 from diffusion.train_attributes import AttributeTrainConfig, FineExamples, MadeBefore, train_attributes
 from diffusion.train_field import FieldTrainConfig, UNetConfig, train_field
 from diffusion.training import TrainConfig, half_precision
+from diffusion.training_memory import unet_memory
 from diffusion.work_folder import begun, network_of, saved
+from splat.errors import InputError
 from splat.progress import Progress
 
 STEPS = ("dense-field", "dense-attributes")  # each trains a network
+PROMPTS = SHEET_PROMPTS[:8]  # of the first stage's sheet: a small network on one core takes ten seconds for each
 PARTLY_NOISED = (-3.0, 0.5)  # ln(alpha / sigma) of what the denoiser sees when it makes fields for the second stage
 
 
@@ -50,17 +53,16 @@ class DenseConfig:
     attributes: DenseAttributeTrainConfig
 
 
-_PUBLISHED = UNetConfig(
-    **{k: v for k, v in volume_unet.GVGEN.items() if k != "text_dim"},
-    checkpointing=True,
-)
+_PUBLISHED = UNetConfig(**{k: v for k, v in volume_unet.GVGEN.items() if k != "text_dim"})
 SMALL = DenseConfig(FieldTrainConfig(), DenseAttributeTrainConfig())
 GVGEN = DenseConfig(  # what is published of the networks; rates, batches and steps are ours and have not been tried
     FieldTrainConfig(
         unet=_PUBLISHED,
         field_channels=1,
         batch=16,
-        loop=TrainConfig(steps=200_000, lr=1e-4, warmup=2000, accumulate=4, average=0.9999, bf16=True, sheet_every=5000),
+        loop=TrainConfig(
+            steps=200_000, lr=1e-4, warmup=2000, accumulate=4, average=0.9999, bf16=True, sheet_every=5000, save_every=30
+        ),
     ),
     DenseAttributeTrainConfig(
         unet=_PUBLISHED,
@@ -68,7 +70,9 @@ GVGEN = DenseConfig(  # what is published of the networks; rates, batches and st
         views=1,
         view_side=256,
         structure=0.8,
-        loop=TrainConfig(steps=100_000, lr=1e-4, warmup=2000, accumulate=2, average=0.9999, bf16=True, sheet_every=5000),
+        loop=TrainConfig(
+            steps=100_000, lr=1e-4, warmup=2000, accumulate=2, average=0.9999, bf16=True, sheet_every=5000, save_every=30
+        ),
     ),
 )
 SIZES = {"small": SMALL, "gvgen": GVGEN}
@@ -82,23 +86,36 @@ def train_dense(
     if step == "dense-field":
         own = replace(config.field, loop=replace(config.field.loop, minutes=minutes))
         folder = begun(bank, work, step)
-        sheet = prompt_sheet(FieldStage, load_text_encoder(text), SHEET_PROMPTS, device)
+        text_dim = bank.text.tokens.shape[1]
+        resolution = examples.fine(0).shape[-1]
+        sizes = {"resolution": resolution, "field_channels": own.field_channels, "text_dim": text_dim}
+        yield _told(FieldDenoiser, own.unet, own.batch, sizes)
+        sheet = prompt_sheet(FieldStage, load_text_encoder(text), PROMPTS, device)
         return saved((yield from train_field(examples, own, folder, sheet, device)), folder)
     own = replace(config.attributes, loop=replace(config.attributes.loop, minutes=minutes))
     denoiser = network_of(FieldDenoiser, work, "dense-field").to(device)
     network = new_dense_predictor(examples, denoiser, own)
+    sizes = {k: denoiser.config[k] for k in ("resolution", "field_channels", "text_dim")}
+    yield _told(DenseAttributes, own.unet, own.batch, sizes)
     folder = begun(bank, work, step)
     sheet = attribute_sheet(bank, work / "volumes", lambda shown: through_denoiser(shown, denoiser, own.loop))
     before = through_denoiser(examples, denoiser, own.loop)
     return saved((yield from train_attributes(examples, network, before, own, folder, sheet, device)), folder)
 
 
-def dense_stages(work: Path) -> tuple[FieldStage, AttributeStage]:
-    """The networks of a work folder, before they are packed."""
-    return (
-        FieldStage(network_of(FieldDenoiser, work, "dense-field")),
-        AttributeStage(network_of(DenseAttributes, work, "dense-attributes")),
-    )
+def _told(kind: type[nn.Module], unet: UNetConfig, batch: int, sizes: dict[str, int]) -> Progress:
+    return Progress("notice", 1, 1, unet_memory(kind, unet, batch, **sizes).sentence(batch))
+
+
+def dense_stages(work: Path, size: UNetConfig | None = None) -> tuple[FieldStage, AttributeStage]:
+    """The networks of a work folder, before they are packed. Raises InputError where the second is not of the `size` named."""
+    first, second = network_of(FieldDenoiser, work, "dense-field"), network_of(DenseAttributes, work, "dense-attributes")
+    if size is not None and second.config.channels != size.channels:
+        raise InputError(
+            f"{work / 'dense-attributes'} holds a network of {second.config.channels} channels, not {size.channels}; give the "
+            "--size with which it was trained."
+        )
+    return FieldStage(first), AttributeStage(second)
 
 
 def new_dense_predictor(examples: FineExamples, denoiser: FieldDenoiser, config: DenseAttributeTrainConfig) -> DenseAttributes:

@@ -36,11 +36,10 @@ class UNetConfig:
     blocks: int = 1  # residual blocks to a level
     attention: tuple[bool, ...] = (False, False, True)  # which levels look at each other and at the text
     head_dim: int = 32
-    checkpointing: bool = False  # blocks are computed again in the backward pass: a third more time, much less memory
 
     def made(self, kind: type[nn.Module], **rest) -> nn.Module:
         """A network of this size, with fresh weights."""
-        network = kind(
+        return kind(
             channels=self.channels,
             multipliers=self.multipliers,
             blocks=self.blocks,
@@ -48,9 +47,6 @@ class UNetConfig:
             head_dim=self.head_dim,
             **rest,
         )
-        if self.checkpointing:
-            network.enable_gradient_checkpointing()
-        return network
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,8 @@ def train_text(step: str, work: Path, objects: Path | None, config: TextTrainCon
     learnt = train_dense.STEPS if step in DENSE_STEPS else NETWORKS
     check_bank(bank, work, learnt[: learnt.index(step) + 1] if step in learnt else learnt)
     if step == "dense-pack":
-        return _pack(bank, train_dense.dense_stages(work), work / "dense-weights", config.text)
+        own = config.dense_attributes
+        return _pack(bank, train_dense.dense_stages(work, own.unet), work / "dense-weights", config.text, own.view_side)
     if step in train_dense.STEPS:
         made(work, "volumes")
         dense = DenseConfig(config.dense_field, config.dense_attributes)
@@ -101,7 +102,7 @@ def train_text(step: str, work: Path, objects: Path | None, config: TextTrainCon
         return (yield from _shape(bank, work, config))
     codec = load_codec(made(work, "shape") / "codec.safetensors")
     if step == "pack":
-        return _pack(bank, load_stages(work), work / "weights", config.text)
+        return _pack(bank, load_stages(work), work / "weights", config.text, config.attributes.view_side)
     examples = FineExamples(bank, made(work, "volumes"), "train")
     if step == "detail":
         own = replace(config.detail, loop=replace(config.detail.loop, minutes=config.minutes))
@@ -188,11 +189,11 @@ def load_codec(path: Path) -> FieldCodec:
         raise InputError(f"{path} holds no codec ({error}); run the step 'shape' first.") from error
 
 
-def _pack(bank: FieldBank, stages: Sequence[Stage], folder: Path, text: TextConfig | None) -> Path:
+def _pack(bank: FieldBank, stages: Sequence[Stage], folder: Path, text: TextConfig | None, view_side: int) -> Path:
     learnt = [i for i, split in enumerate(bank.splits) if split == "train"]
     names = sorted({words[i] for i in learnt for words in (bank.names, bank.nouns)})
     vocabulary = learn_vocabulary(load_text_encoder(text), names)
-    facts = {"objects": len(learnt), "examples": len(bank.examples("train"))}
+    facts = {"objects": len(learnt), "examples": len(bank.examples("train")), "view_side": view_side}
     if isinstance(text, ClipConfig):
         facts["clip_max_tokens"] = text.max_tokens
     folder.mkdir(parents=True, exist_ok=True)

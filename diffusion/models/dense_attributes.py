@@ -20,8 +20,6 @@ from diffusion.volume import CHANNELS, EMPTY, FIELD_LIMIT
 class DenseAttributes(ModelMixin, ConfigMixin):
     """`forward` maps fields [B, 4, R, R, R] and a text to `Attributes` of the nodes near a centre, as `AttributePredictor`."""
 
-    _supports_gradient_checkpointing = True
-
     @register_to_config
     def __init__(
         self, resolution: int = 32, limit: float = FIELD_LIMIT, max_offset: float = 1.5, field_channels: int = FIELD_CHANNELS,

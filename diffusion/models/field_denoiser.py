@@ -21,8 +21,6 @@ from diffusion.objective.paths import per_sample
 class FieldDenoiser(ModelMixin, ConfigMixin):
     """`forward` predicts x_0 [B, C, R, R, R] from x = alpha x_0 + sigma n, alpha^2 + sigma^2 = 1; x_0 is `encode`d fields."""
 
-    _supports_gradient_checkpointing = True
-
     @register_to_config
     def __init__(
         self, resolution: int = 32, field_channels: int = FIELD_CHANNELS, channels: int = 32,

@@ -15,7 +15,6 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 GVGEN = {  # the published size, for 32^3 nodes
     "channels": 224,
@@ -29,12 +28,7 @@ FREQUENCIES = 32  # of the time embedding
 
 
 class VolumeUNet(ModelMixin, ConfigMixin):
-    """`forward` maps grids [B, in, R, R, R] to [B, out, R * finer, R * finer, R * finer]; R a multiple of 2^(levels - 1).
-
-    `enable_gradient_checkpointing` trades time for memory: blocks are computed again in the backward pass.
-    """
-
-    _supports_gradient_checkpointing = True
+    """`forward` maps grids [B, in, R, R, R] to [B, out, R * finer, R * finer, R * finer]; R a multiple of 2^(levels - 1)."""
 
     @register_to_config
     def __init__(
@@ -44,7 +38,6 @@ class VolumeUNet(ModelMixin, ConfigMixin):
     ) -> None:  # fmt: skip
         super().__init__()
         assert len(multipliers) == len(attention), (multipliers, attention)
-        self.gradient_checkpointing = False
         widths = [channels * m for m in multipliers]
         embedding = 4 * channels
         self.time = nn.Sequential(nn.Linear(2 * FREQUENCIES, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
@@ -88,20 +81,15 @@ class VolumeUNet(ModelMixin, ConfigMixin):
         h = self.enter(x)
         skips = [h]
         for layer in self.down:
-            h = self._level(layer, h, c, tokens, mask) if isinstance(layer, _Level) else layer(h)
+            h = layer(h, c, tokens, mask) if isinstance(layer, _Level) else layer(h)
             skips.append(h)
-        h = self._level(self.middle, h, c, tokens, mask)
+        h = self.middle(h, c, tokens, mask)
         for layer in self.up:
             if isinstance(layer, _Level):
-                h = self._level(layer, torch.cat([h, skips.pop()], dim=1), c, tokens, mask)
+                h = layer(torch.cat([h, skips.pop()], dim=1), c, tokens, mask)
             else:
                 h = layer(F.interpolate(h, scale_factor=2, mode="nearest"))
         return _unfolded(self.leave(h), self.config.finer)
-
-    def _level(self, layer: _Level, *given: Tensor) -> Tensor:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(layer, *given, use_reentrant=False)
-        return layer(*given)
 
 
 def _unfolded(x: Tensor, finer: int) -> Tensor:
