@@ -26,7 +26,6 @@ POSTER_SIDE = 640  # px, long side of the still picture shown until the splats a
 PART = 12_000_000  # bytes of the packed splats in each <script>, a multiple of 3: base64 of parts then joins up
 LARGE = 50_000_000  # bytes of a page that phones may not open
 LARGEST = 1_000_000_000  # bytes of packed splats; browsers hold no such page
-SH_BYTES = {0: 0, 1: 9, 2: 24, 3: 45}  # of a Gaussian in the packed form, beside 16 for all else
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +44,9 @@ def save_view_page(splats: Splats, path: Path, view: Cameras, title: str, backgr
     packed = _packed(splats)
     if len(packed) > LARGEST:
         size = f"{len(packed) / 1e6:,.0f} MB"
-        raise InputError(f"The page would hold {size} of splats, more than browsers read; {_remedy(splats)}, or export a .ply.")
+        raise InputError(
+            f"The page would hold {size} of splats, more than browsers read; {_remedy(splats, packed)}, or export a .ply."
+        )
     script, style = _part("viewer.min.js"), _part("page.css")
     told = f"{len(splats):,} splats"
     facts = json.dumps(_facts(splats, view[0], background)).replace("<", "\\u003c")
@@ -64,7 +65,7 @@ def save_view_page(splats: Splats, path: Path, view: Cameras, title: str, backgr
             path.name,
             len(page) / 1e6,
             told,
-            _remedy(splats),
+            _remedy(splats, packed),
         )
 
 
@@ -151,11 +152,11 @@ def _generator() -> str:
     return f"splatsmith {versions()['splatsmith']}"
 
 
-def _remedy(splats: Splats) -> str:
+def _remedy(splats: Splats, packed: bytes) -> str:
     if splats.sh_degree == 0:
         return "fit with --preset draft for fewer splats"
-    share = 16 / (16 + SH_BYTES[min(splats.sh_degree, 3)])
-    return f"export with --sh-degree 0 for a size near {share:.0%} of that, without view-dependent colour"
+    share = len(_packed(splats.with_sh_degree(0))) / len(packed)
+    return f"export with --sh-degree 0 for {share:.0%} of the size, without view-dependent colour"
 
 
 def _text(words: str) -> str:
