@@ -238,12 +238,12 @@ def _run(job: Generator[Progress, None, object], tell: Callable[[Progress], None
 
 
 def failures(result: object) -> tuple[tuple[str, ...], bool]:
-    """Sentences about what is missing from the result of a pipeline, and whether anything was made at all."""
+    """Sentences about what is missing, worded as the pipelines' notices, and whether anything was made at all."""
     failed = getattr(result, "failed", ())
     if hasattr(result, "counts"):  # app.batch.Batch
         made = result.counts["done"] + result.counts["skipped"] > 0
-        return tuple(f"{record.item.name} is missing: {record.error}" for record in failed), made
-    return tuple(f"{out.name} is missing: {sentence}" for out, sentence in failed), True
+        return tuple(f"{record.item.name}: {record.error}" for record in failed), made
+    return tuple(f"{out.name}: {sentence}" for out, sentence in failed), True
 
 
 def _sentence(error: SplatsmithError, task: Task) -> str:

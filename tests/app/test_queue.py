@@ -65,7 +65,7 @@ def test_jobs_are_made_one_after_the_other_by_a_worker_that_stays(opened, tmp_pa
     assert wait_for(queue, ids[0]).state == "cancelled"
     jobs = [wait_for(queue, id) for id in ids[1:]]
     assert [job.state for job in jobs] == ["done", "done"] and jobs[0].notices == ("Something is odd.",)
-    assert jobs[1].notices == ("other is missing: it did not work.",), "what a batch lacks is told"
+    assert jobs[1].notices == ("other: it did not work.",), "what a batch lacks is told"
     assert jobs[0].results == (jobs[0].out,) and (jobs[0].out / "report.json").exists()
     assert jobs[0].submitted <= jobs[0].started <= jobs[0].finished and jobs[0].error is None
     assert len(toys.lines("prepared")) == 1, "the worker hears of a cancellation and stays"
@@ -152,6 +152,14 @@ def test_jobs_run_side_by_side_where_the_memory_allows(opened, tmp_path):
     assert queue.get(ids[1], "me").state == "queued"
     queue.cancel(ids[0], "me")
     assert wait_for(queue, ids[1]).state == "done"
+
+
+def test_a_batch_has_workers_of_its_own(opened, tmp_path):
+    queue = opened()
+    job = wait_for(queue, queue.submit("me", toy(tmp_path / "toys", "batch"), "t"))
+    assert job.state == "done", job.error
+    assert [folder.name for folder in job.results] == ["a", "c"] and (job.out / "batch.json").exists()
+    assert job.notices == ("b: b.toy is no toy; give another.",), "once"
 
 
 def test_an_idle_worker_is_ended(opened, tmp_path):
@@ -436,6 +444,6 @@ def test_what_is_missing_from_a_batch():
 
     record = Fake(item=Fake(name="a"), error="It is corrupt.")
     assert failures(Fake()) == ((), True)
-    assert failures(Fake(failed=((Path("x/b-0"), "Empty."),))) == (("b-0 is missing: Empty.",), True)
+    assert failures(Fake(failed=((Path("x/b-0"), "Empty."),))) == (("b-0: Empty.",), True)
     batch = Fake(failed=[record], counts={"done": 0, "skipped": 0, "failed": 1})
-    assert failures(batch) == (("a is missing: It is corrupt.",), False)
+    assert failures(batch) == (("a: It is corrupt.",), False)

@@ -1,6 +1,7 @@
-"""Toy jobs for the queue, which imports them in worker processes: words in a photos job's one file make things go wrong.
+"""Toy jobs for the queue, which imports them in worker processes: words in a job's first file make things go wrong.
 
-As a program, a server on them: `python toy_jobs.py ROOT DIARY [MOST_BYTES_OF_A_FILE]`, with orders as lines on its input.
+As a program, a server on them: `python toy_jobs.py ROOT DIARY [MOST_BYTES_OF_A_FILE]`, with orders as lines on its input;
+or the page with them: `python toy_jobs.py ROOT DIARY page PORT`.
 """
 
 import json
@@ -12,7 +13,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import toy_batch
+
 from app import commands
+from app.batch import BatchConfig, run_batch
 from app.queue import JobQueue, QueueLimits
 from app.result_folder import begin, check_out, disk_errors_as_sentences
 from splat.errors import InputError, StoppedLate
@@ -48,12 +52,15 @@ class Result:
     failed: tuple = ()
 
 
-def make(toys: Toys, command: commands.Photos):
+def make(toys: Toys, command: commands.Photos | commands.Text):
     out = Path(command.out)
-    id, words = out.parent.name, Path(command.inputs[0]).read_text().split()
+    text = command.sentences[0] if isinstance(command, commands.Text) else Path(command.inputs[0]).read_text()
+    id, words = out.parent.name, text.split()
     toys.note("began", id, os.getpid(), command.threads)
     if check_out(out, resume=command.resume, overwrite=command.overwrite):
         return Result()
+    if "batch" in words:
+        return (yield from _batch(toys, out))
     held = bytearray(os.urandom(1) * HELD)
     if "corrupt" in words:
         raise InputError("This is no toy; give another.")
@@ -82,6 +89,7 @@ def make(toys: Toys, command: commands.Photos):
                     yield Progress("toy", step, STEPS)
                 (work.state / str(step)).write_bytes(b"x" * (1_000_000 if "big" in words else 10))
                 toys.note("stepped", id, step)
+            (work.result / "scene.ply").write_text(f"a toy of {text}")
             (work.result / "report.json").write_text("{}")
             work.publish(keep_state=True)
             toys.note("made", id)
@@ -94,6 +102,14 @@ def make(toys: Toys, command: commands.Photos):
     return Result()
 
 
+def _batch(toys: Toys, out: Path):
+    """Toys of `toy_batch`, made by worker processes of the worker's own."""
+    files = toy_batch.write_toys(out.parent / "toys", a="", b="corrupt", c="")
+    prepare = toy_batch.Toys(toys.diary.with_name("batch-diary"))
+    items = toy_batch.items_of(files, out)
+    return (yield from run_batch(out, items, partial(toy_batch.crew, prepare), BatchConfig(jobs=2), complete=frozenset()))
+
+
 def toy(folder: Path, words: str = "") -> commands.Photos:
     """The command for a job of such a file."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +118,15 @@ def toy(folder: Path, words: str = "") -> commands.Photos:
     return commands.Photos(inputs=(file,), out=Path("ignored"))
 
 
-def main(root: str, diary: str, most: str = "") -> None:
+def serve_page(root: str, diary: str, port: str) -> None:
+    from app.studio.page import serve
+
+    serve(commands.Ui(root=Path(root), port=int(port), per_minute=12, max_upload="1MB", quiet=True), Toys(Path(diary)))
+
+
+def main(root: str, diary: str, most: str = "", *more: str) -> None:
+    if most == "page":
+        return serve_page(root, diary, *more)
     if most:
         import resource
 
