@@ -29,7 +29,8 @@ from splat.views import Views
 
 log = logging.getLogger(__name__)
 
-UNSEEN = 1e-6  # weight below which a texel counts as seen by no picture
+UNSEEN = 1e-6  # weight, of the largest, below which a texel counts as seen by no picture
+CACHE = 400e6  # bytes of what pictures show at the texels that are kept for the second look at them
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class BakeConfig:
     size: int = 1024  # px, side of the square texture
     sharpness: float = 4.0  # power of the cosine between ray and surface; higher takes the straightest pictures almost alone
     grazing: float = 0.15  # cosine at which a picture begins to count
-    margin: float = 3.0  # px round the outlines, in the picture, over which its weight falls to nothing
+    margin: float = 3.0  # px from the outlines, in the picture, over which its weight rises
+    mixed: float = 1.5  # px at the outlines whose colours are mixed with what is behind: the last resort
     depth_error: float = 0.01  # a texel this fraction of its depth behind the surface that the picture shows is hidden
     outlier: float = 0.12  # colour difference, in sRGB, from the mean of all pictures at which a picture counts a third
 
@@ -69,52 +71,60 @@ def bake(mesh: Mesh, sources: Iterable[Views], config: BakeConfig | None = None)
     """`mesh` (with uvs) with a texture [size, size, 3] sRGB; yields stage "texture", a step a picture.
 
     `sources` are posed pictures of the mesh's world; their masks say what of them counts, in [0, 1], and 0 hides a pixel. They
-    are read twice and held one at a time, so a re-iterable that makes them anew keeps memory flat. Texels that no picture sees
-    continue the colours round them, over the surface, from the mesh's vertex colours if it has them (grey if nothing is seen at
-    all). On the CPU, deterministic, not differentiable. Raises `InputError` without uvs, cameras, or for an impossible size.
+    are held one at a time and, for large textures, gone through twice: an object that makes them anew keeps memory flat.
+    Texels that no picture sees continue the colours round them, over the surface, from the mesh's vertex colours if it has
+    them (grey if nothing is seen at all). On the CPU, deterministic, not differentiable. Raises `InputError` without uvs,
+    cameras, or for an impossible size.
     """
     config = config or BakeConfig()
     check_size(config.size)
     if mesh.uvs is None:
         raise InputError("The mesh has no texture coordinates; unwrap it first.")
-    sources = sources if hasattr(sources, "__len__") or not isinstance(sources, Iterator) else list(sources)
     texels = _texels(mesh, config.size)
     scene = _scene(mesh.vertices.detach().cpu().float().numpy(), mesh.faces.cpu().numpy())
-    mean = yield from _blend(texels, scene, sources, config, None, "blending the pictures")
+    sources = list(sources) if isinstance(sources, Iterator) else sources
+    pictures = max(_count(sources), 1)
+    kept, held = [], 0
+    first = np.zeros((2, len(texels.rows), 4))  # seen well inside the outlines, and at them
+    for number, sample in enumerate(_samples(texels, scene, sources, config)):
+        rows, rgb, weight, sure = sample
+        # To tell what contradicts the rest, the pictures vote almost alike: the straightest alone would decide.
+        _add(first, rows, rgb, np.sqrt(np.sqrt(weight)) if config.outlier > 0 else weight, sure)
+        held += sum(x.nbytes for x in sample)
+        kept = [*kept, sample] if kept is not None and held < CACHE else None
+        yield Progress("texture", number + 1, max(pictures, number + 1), "blending the pictures")
+    means, weights = first[..., :3] / np.maximum(first[..., 3:], 1e-30), first[..., 3]
     if config.outlier > 0:
-        blended = yield from _blend(texels, scene, sources, config, mean, "leaving out what contradicts the rest")
-        seen = (blended[:, 3] > UNSEEN)[:, None]
-        mean = np.where(seen, blended, mean)
-    colours = _filled(mesh, texels, mean)
+        total = np.zeros_like(first)
+        for rows, rgb, weight, sure in kept if kept is not None else _samples(texels, scene, sources, config):
+            away = np.square(rgb - np.where(sure[:, None], means[0, rows], means[1, rows])).sum(1) / config.outlier**2
+            _add(total, rows, rgb, weight / np.square(1 + 0.73 * away), sure)  # a third at that difference, then far less
+        means, weights = total[..., :3] / np.maximum(total[..., 3:], 1e-30), total[..., 3]
+        yield Progress("texture", pictures, pictures, "what contradicts the rest left out")
+    seen = weights > UNSEEN * weights.max(initial=0)
+    colours = _filled(mesh, texels, means, seen)
     texture = _dilated(texels.rows, colours, config.size)
-    log.info("%d of %d texels are seen by no picture", int((mean[:, 3] <= UNSEEN).sum()), len(texels.rows))
+    log.info("%d of %d texels are seen by no picture", int((~seen.any(0)).sum()), len(texels.rows))
     return replace(mesh, texture=torch.from_numpy(texture))
 
 
-def _blend(
-    texels: _Texels, scene, sources: Iterable[Views], config: BakeConfig, mean: np.ndarray | None, note: str
-) -> Generator[Progress, None, np.ndarray]:
-    """[M, 4]: the weighted mean colour of every texel over all pictures, and its weight; with `mean`, without outliers."""
-    total = np.zeros((len(texels.rows), 4))
-    count = 0
+def _samples(texels: _Texels, scene, sources: Iterable[Views], config: BakeConfig) -> Iterator[tuple[np.ndarray, ...]]:
+    """For each picture what `_seen_in` finds in it."""
     for views in sources:
         if views.cameras is None:
             raise InputError("Pictures without cameras cannot be baked into a texture.")
         for i in range(len(views)):
             mask = None if views.masks is None else views.masks[i].cpu().numpy()
-            rows, rgb, weight = _seen_in(texels, scene, views.images[i].cpu().numpy(), views.cameras[i].to("cpu"), mask, config)
-            if mean is not None:
-                away = np.square(rgb - mean[rows, :3]).sum(1) / config.outlier**2
-                weight = weight / np.square(1 + 0.73 * away)  # a third at the stated difference, a 30th at three times it
-            total[rows, :3] += weight[:, None] * rgb
-            total[rows, 3] += weight
-            count += 1
-            yield Progress("texture", count, max(count, _length(sources)), note)
-    total[:, :3] /= np.maximum(total[:, 3:], 1e-30)
-    return total
+            yield _seen_in(texels, scene, views.images[i].cpu().numpy(), views.cameras[i].to("cpu"), mask, config)
 
 
-def _length(sources: Iterable[Views]) -> int:
+def _add(total: np.ndarray, rows: np.ndarray, rgb: np.ndarray, weight: np.ndarray, sure: np.ndarray) -> None:
+    for part, chosen in zip(total, (sure, ~sure), strict=True):
+        part[rows[chosen], :3] += weight[chosen, None] * rgb[chosen]
+        part[rows[chosen], 3] += weight[chosen]
+
+
+def _count(sources: Iterable[Views]) -> int:
     """How many pictures there are, as far as that can be known."""
     return sum(len(v) for v in sources) if isinstance(sources, list | tuple) else getattr(sources, "pictures", 0)
 
@@ -151,8 +161,8 @@ def _texels(mesh: Mesh, size: int) -> _Texels:
 
 def _seen_in(
     texels: _Texels, scene, image: np.ndarray, camera: Cameras, mask: np.ndarray | None, config: BakeConfig
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The texels that one picture sees: their rows [m], colours [m, 3] and weights [m]."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The texels that one picture sees: rows [m], colours [m, 3], weights [m], whether they lie clear of all outlines [m]."""
     K, pose = camera.K[0].numpy(), camera.cam_from_world[0].numpy()
     width, height = camera.width, camera.height
     eye = camera.centers[0].numpy()
@@ -167,19 +177,24 @@ def _seen_in(
     rows, pixel, z = rows[inside], pixel[inside], z[inside]
     shown = scene.cast_rays(open3d().core.Tensor(pixel_rays(camera)))["t_hit"].numpy()
     shown = np.where(np.isfinite(shown), shown, 0.0).astype(np.float32)  # [H, W] depth of the mesh
-    clear = _away_from_edges(shown, mask, config)
+    away = _away_from_outlines(shown, mask, config)
     column, row = pixel[:, 0].astype(np.int64), pixel[:, 1].astype(np.int64)
     # Hidden is what lies behind all four of the pixels round it: at a slant, one may show a nearer part of the same face.
     near = bilinear_corners(shown, pixel)
     visible = (z < near.max(0) * (1 + config.depth_error)) & (shown[row, column] > 0)
     uv = pixel / [width, height]
     uv[:, 1] = 1 - uv[:, 1]
-    fade = bilinear(clear[..., None], uv)[:, 0]
+    inward = bilinear(away[..., None], uv)[:, 0] - config.mixed
+    sure = inward > 0
+    x = np.clip(np.where(sure, inward, inward + config.mixed) / config.margin, 0, 1)
+    fade = x * x * (3 - 2 * x)
+    if mask is not None:
+        fade = fade * np.clip(mask[row, column], 0, 1)
     facing = (cosine[rows] - config.grazing) / (1 - config.grazing)
     footprint = (camera.K[0, 0, 0].item() / z) ** 2  # squared px a unit: nearer pictures show more
     weight = np.where(visible, facing**config.sharpness * fade * footprint, 0.0)
     kept = weight > 0
-    return rows[kept], bilinear(image, uv[kept]), weight[kept]
+    return rows[kept].astype(np.int32), bilinear(image, uv[kept]), weight[kept].astype(np.float32), sure[kept]
 
 
 def bilinear_corners(image: np.ndarray, pixel: np.ndarray) -> np.ndarray:
@@ -191,8 +206,8 @@ def bilinear_corners(image: np.ndarray, pixel: np.ndarray) -> np.ndarray:
     return np.stack([image[y0, x0], image[y0, x1], image[y1, x0], image[y1, x1]])
 
 
-def _away_from_edges(depth: np.ndarray, mask: np.ndarray | None, config: BakeConfig) -> np.ndarray:
-    """[H, W] in [0, 1]: 0 at the outlines of the mesh and of what the mask leaves, 1 from `margin` px inside, smooth between.
+def _away_from_outlines(depth: np.ndarray, mask: np.ndarray | None, config: BakeConfig) -> np.ndarray:
+    """[H, W] px to the nearest outline of the mesh or of what the mask leaves, 0 beyond; half a px at the first pixel inside.
 
     An outline is where the depth jumps; a slanted plane's depth is no jump, since 1 / depth is linear over the picture.
     """
@@ -210,35 +225,36 @@ def _away_from_edges(depth: np.ndarray, mask: np.ndarray | None, config: BakeCon
     if mask is not None:
         open_ &= mask > 0.5
     padded = np.pad(open_, 1)  # the frame is an outline too
-    away = distance_transform_edt(padded)[1:-1, 1:-1]
-    x = np.clip((away - 0.5) / max(config.margin, 0.5), 0, 1)
-    smooth = x * x * (3 - 2 * x)
-    return (smooth if mask is None else smooth * np.clip(mask, 0, 1)).astype(np.float32)
+    return np.maximum(distance_transform_edt(padded)[1:-1, 1:-1] - 0.5, 0).astype(np.float32)
 
 
-def _filled(mesh: Mesh, texels: _Texels, mean: np.ndarray) -> np.ndarray:
+def _filled(mesh: Mesh, texels: _Texels, means: np.ndarray, seen: np.ndarray) -> np.ndarray:
     """[M, 3] colours of all texels: what was seen, and beyond it what continues it smoothly over the surface.
 
     The membrane of Pérez et al. 2003 ("Poisson image editing") on the mesh's graph: the difference between the seen colours and
-    the mesh's vertex colours is spread harmonically over the unseen vertices.
+    the mesh's vertex colours is spread harmonically over the unseen vertices. `means` [2, M, 3] and `seen` [2, M] are of what
+    was seen clear of outlines, and at them; the latter counts only in triangles that are nowhere seen better.
     """
-    seen = mean[:, 3] > UNSEEN
-    if seen.all():
-        return mean[:, :3]
     faces, vertices = mesh.faces.cpu().numpy(), len(mesh.vertices)
+    clear = seen[0]
+    well = np.zeros(vertices, dtype=bool)
+    well[faces[texels.face[clear]]] = True
+    known = clear | (seen[1] & ~well[faces[texels.face]].all(1))
+    colours = np.where(clear[:, None], means[0], means[1])
+    if known.all():
+        return colours
     base = np.full((vertices, 3), GREY) if mesh.colors is None else mesh.colors.detach().cpu().double().numpy()
-    # What was seen near each vertex: the texels of its triangles, the nearer the more.
-    corners = faces[texels.face[seen]].reshape(-1)
-    share = np.square(texels.weights[seen]).reshape(-1) + 1e-9
+    blended = np.einsum("mk,mkd->md", texels.weights, base[faces[texels.face]])
+    # How far what was seen is from the vertex colours, at each vertex: the texels of its triangles, the nearer the more.
+    corners = faces[texels.face[known]].reshape(-1)
+    share = np.square(texels.weights[known]).reshape(-1) + 1e-9
     weight = np.bincount(corners, share, vertices)
-    colour = np.repeat(mean[seen, :3], 3, axis=0)
-    found = np.stack([np.bincount(corners, share * colour[:, k], vertices) for k in range(3)], axis=1)
-    known = weight > 0
-    offset = np.where(known[:, None], found / np.maximum(weight, 1e-30)[:, None] - base, 0.0)
-    at_vertices = base + _harmonic(faces, known, offset)
-    colours = mean[:, :3].copy()
-    hidden = ~seen
-    colours[hidden] = np.einsum("mk,mkd->md", texels.weights[hidden], at_vertices[faces[texels.face[hidden]]])
+    away = np.repeat((colours - blended)[known], 3, axis=0)
+    found = np.stack([np.bincount(corners, share * away[:, k], vertices) for k in range(3)], axis=1)
+    offset = _harmonic(faces, weight > 0, found / np.maximum(weight, 1e-30)[:, None])
+    hidden = ~known
+    spread = np.einsum("mk,mkd->md", texels.weights[hidden], offset[faces[texels.face[hidden]]])
+    colours[hidden] = blended[hidden] + spread
     return colours
 
 

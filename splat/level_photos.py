@@ -10,7 +10,7 @@ from torch import Tensor
 from splat.views import Views
 
 FINE = 0.03  # of the picture's long side: standard deviation of the blur that parts light from detail
-TRUST = 0.15  # sRGB difference to the splats, after levelling, at which a photo counts half
+TRUST = 0.15  # sRGB difference to the splats, exposure apart, at which a photo counts half
 
 
 def levelled(photos: Views, renders: Views) -> Views:
@@ -18,8 +18,8 @@ def levelled(photos: Views, renders: Views) -> Views:
 
     The splats agree between all views, whatever the exposure of each photo was, and hold no detail finer than they were fitted
     at; photos hold the detail. So the low band is taken from the splats and the high band from the photo, split by a Gaussian
-    (Burt and Adelson 1983, "A multiresolution spline", with two bands). Where photo and splats still differ, something moved
-    or the geometry is wrong: the mask falls, so that other pictures count more (Waechter et al. 2014, section 4.1).
+    (Burt and Adelson 1983, "A multiresolution spline", with two bands). Where photo and splats differ by more than exposure,
+    something moved or the geometry is wrong: the mask falls, so that other pictures count more (Waechter et al. 2014).
     `renders.masks` is the splats' alpha; masks of both are multiplied.
     """
     assert photos.images.shape == renders.images.shape, (photos.images.shape, renders.images.shape)
@@ -27,13 +27,22 @@ def levelled(photos: Views, renders: Views) -> Views:
     if photos.masks is not None:
         sure = sure * (photos.masks > 0.5)
     sigma = FINE * max(photos.size)
-    difference = renders.images - photos.images
-    # Normalised: what no splat covers has no say in the light of what is beside it.
-    light = _blurred(difference * sure[..., None], sigma) / _blurred(sure[..., None], sigma).clamp_min(1e-3)
-    images = (photos.images + light).clamp(0, 1)
-    away = (images - renders.images).square().mean(-1, keepdim=True)
+    exposed = _same_exposure(photos.images, renders.images, sure)
+    away = (exposed - renders.images).square().mean(-1, keepdim=True)
     trust = 1 / (1 + _blurred(away, 0.25 * sigma)[..., 0] / TRUST**2)
-    return replace(photos, images=images, masks=sure * trust)
+    # Normalised: what no splat covers has no say in the light of what is beside it.
+    weight = (sure * trust)[..., None]
+    light = _blurred((renders.images - exposed) * weight, sigma) / _blurred(weight, sigma).clamp_min(1e-3)
+    return replace(photos, images=(exposed + light).clamp(0, 1), masks=sure * trust)
+
+
+def _same_exposure(images: Tensor, target: Tensor, sure: Tensor) -> Tensor:
+    """`images` [C, H, W, 3] with the gain and offset of each channel that bring it nearest to `target`, in least squares."""
+    weight = sure[..., None] / sure.sum((1, 2), keepdim=True).clamp_min(1e-6)[..., None]
+    a, b = ((x * weight).sum((1, 2), keepdim=True) for x in (images, target))
+    variance = ((images - a).square() * weight).sum((1, 2), keepdim=True)
+    gain = ((images - a) * (target - b) * weight).sum((1, 2), keepdim=True) / variance.clamp_min(1e-6)
+    return (images - a) * gain.clamp(0.25, 4.0) + b
 
 
 def _blurred(x: Tensor, sigma: float) -> Tensor:
