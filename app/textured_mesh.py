@@ -85,8 +85,8 @@ def exports_mesh(options: commands.Export) -> bool:
     if not mesh and asked and options.to.suffix.lower() in (*FORMATS, VIEW_PAGE):
         if options.to.suffix.lower() != ".ply" or ".compressed" in name:
             raise InputError(
-                f"{options.to.name} is for splats, and --faces, --texture, --jpeg, --for and --real-size are about meshes; give "
-                f"a --to that ends in {', '.join((*MESH_SUFFIXES, MESH_AS_PLY))}."
+                f"{options.to.name} is for splats, and --faces, --texture, --jpeg, --for and --real-size are about meshes; "
+                f"give a --to that ends in {', '.join((*MESH_SUFFIXES, MESH_AS_PLY))}."
             )
         mesh = True
     return mesh

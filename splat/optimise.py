@@ -501,7 +501,8 @@ def _fingerprint(views: list[Views], initial: Splats, config: FitConfig, leaves:
             if x is not None:
                 sha.update(x.cpu().contiguous().numpy().tobytes())
     if priors is not None and config.regularise.needs_priors:
-        for x in (*priors.depths, *(priors.normals or ())):
+        pictures = (x for p in priors.pictures for x in (p.camera.cam_from_world, p.camera.K, p.image, p.alpha, p.known))
+        for x in (*priors.depths, *(priors.normals or ()), *pictures):
             sha.update(x.cpu().contiguous().numpy().tobytes())
     return sha.hexdigest()
 

@@ -5,7 +5,7 @@ steps of `splat.optimise.fit`. One term, one file: depth, normals, virtual_views
 maps and normals come as plain tensors, from whatever stereo or depth network there is.
 """
 
-from splat.regularise.config import Priors, RegulariserConfig
+from splat.regularise.config import Priors, RegulariserConfig, VirtualView
 from splat.regularise.terms import Regulariser
 
-__all__ = ["Priors", "Regulariser", "RegulariserConfig"]
+__all__ = ["Priors", "Regulariser", "RegulariserConfig", "VirtualView"]

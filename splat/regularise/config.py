@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from splat.cameras import Cameras
 from splat.views import Views
 
 
@@ -22,6 +23,7 @@ class RegulariserConfig:
     absolute_depth: float = 0.0
     normals: float = 0.0  # |n - n_prior|_1 + (1 - n . n_prior), n from rendered depth, n_prior given or from prior depth
     virtual_views: float = 0.0  # L1 to renders of the prior's points from cameras between the photos (LM-Gaussian)
+    consensus: float = 0.0  # L1 to the mean picture of several fits, `Priors.pictures` (splat/consensus.py)
     virtual_per_pair: int = 4  # of those cameras between two neighbouring photos
     virtual_scale: float = 0.5  # of the photos' size
     virtual_every: int = 1  # steps between two virtual views
@@ -38,7 +40,20 @@ class RegulariserConfig:
         return any(getattr(self, name) > 0 for name in PRIOR_TERMS)
 
 
-PRIOR_TERMS = ("depth", "local_depth", "absolute_depth", "normals", "virtual_views")
+PRIOR_TERMS = ("depth", "local_depth", "absolute_depth", "normals", "virtual_views", "consensus")
+
+
+@dataclass(frozen=True)
+class VirtualView:
+    """What a camera that took no photo should see."""
+
+    camera: Cameras  # a batch of one
+    image: Tensor  # [1, H, W, 3] sRGB on black; meaningless where not known
+    alpha: Tensor  # [1, H, W] how much of it is the scene's, in [0, 1]
+    known: Tensor  # [1, H, W] how much a pixel counts, in [0, 1]
+
+    def to(self, device: torch.device | str) -> VirtualView:
+        return VirtualView(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -47,6 +62,7 @@ class Priors:
 
     depths: list[Tensor]  # [C, H, W] z in the view's camera, 0 where unknown; world units, or of any scale for `depth` alone
     normals: list[Tensor] | None = None  # [C, H, W, 3] unit, in the camera's frame, towards the camera; 0 where unknown
+    pictures: tuple[VirtualView, ...] = ()  # what other cameras should see
 
     def __post_init__(self) -> None:
         assert all(d.ndim == 3 for d in self.depths), [d.shape for d in self.depths]
@@ -55,8 +71,8 @@ class Priors:
             assert [n.shape for n in self.normals] == wanted, ([n.shape for n in self.normals], wanted)
 
     def to(self, device: torch.device | str) -> Priors:
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Priors(**{name: None if x is None else [t.to(device) for t in x] for name, x in moved.items()})
+        normals = None if self.normals is None else [n.to(device) for n in self.normals]
+        return Priors([d.to(device) for d in self.depths], normals, tuple(p.to(device) for p in self.pictures))
 
     def fits(self, views: list[Views]) -> bool:
         """Whether there is one map per photo, of the photo's size."""

@@ -10,12 +10,12 @@ from torch import Tensor
 from splat.cameras import Cameras
 from splat.errors import InputError
 from splat.gaussians import Splats
-from splat.regularise.config import Priors, RegulariserConfig
+from splat.regularise.config import Priors, RegulariserConfig, VirtualView
 from splat.regularise.depth import absolute_loss, local_pearson_loss, pearson_loss
 from splat.regularise.drop import thinned
 from splat.regularise.normals import normal_loss, normals_from_depth
 from splat.regularise.smoothing import filter_widths, smoothed
-from splat.regularise.virtual_views import VirtualView, virtual_loss, virtual_views
+from splat.regularise.virtual_views import virtual_loss, virtual_views
 from splat.render import Rendering, RenderOptions, render
 from splat.views import Views
 
@@ -31,14 +31,19 @@ class Regulariser:
     def __init__(self, config: RegulariserConfig, views: list[Views], priors: Priors | None, backend: str = "auto") -> None:
         if config.needs_priors and priors is None:
             raise InputError("depth, normal and virtual-view terms need depth maps of the photos; give priors or weights of 0.")
+        if config.consensus and not priors.pictures:
+            raise InputError("the consensus term needs pictures of several fits; give them or a weight of 0.")
         assert priors is None or priors.fits(views), "one prior map per photo, of its size"
         self.config, self.priors, self.backend = config, priors, backend
         self.cameras = [v.cameras for v in views]
         self.photos = [(v, i) for v in range(len(views)) for i in range(len(views[v]))]
         self.normals: dict[int, tuple[Tensor, Tensor]] = {}
-        self.virtual: list[VirtualView] = []
+        self.virtual: list[tuple[float, list[VirtualView]]] = []  # with their weights
         if config.virtual_views:
-            self.virtual = virtual_views(views, priors, config.virtual_per_pair, config.virtual_scale, backend)
+            drawn = virtual_views(views, priors, config.virtual_per_pair, config.virtual_scale, backend)
+            self.virtual.append((config.virtual_views, drawn))
+        if config.consensus:
+            self.virtual.append((config.consensus, list(priors.pictures)))
 
     def drawn(self, splats: Splats, progress: float, generator: torch.Generator) -> Splats:
         """The splats as a step of the fit draws them, `progress` [0, 1) through the fit."""
@@ -76,12 +81,15 @@ class Regulariser:
     def of_virtual_view(
         self, splats: Splats, step: int, options: RenderOptions, backdrop: Tensor, generator: torch.Generator
     ) -> Tensor | float:
-        """The term of one virtual view, drawn from all of them, on a `backdrop` [3] that shows through what is not solid."""
-        if not self.virtual or step % self.config.virtual_every:
-            return 0.0
-        target = self.virtual[int(torch.randint(len(self.virtual), (1,), generator=generator))]
-        image = render(splats, target.camera, replace(options, background=backdrop), self.backend).rgb
-        return self.config.virtual_views * virtual_loss(image, target)
+        """The term of one virtual view of each kind, on a `backdrop` [3] that shows through what is not solid."""
+        loss = 0.0
+        for weight, targets in self.virtual:
+            if not targets or step % self.config.virtual_every:
+                continue
+            target = targets[int(torch.randint(len(targets), (1,), generator=generator))]
+            image = render(splats, target.camera, replace(options, background=backdrop), self.backend).rgb
+            loss = loss + weight * virtual_loss(image, target, backdrop)
+        return loss
 
     def _prior(self, photo: int, camera: Cameras) -> Tensor:
         v, i = self.photos[photo]

@@ -8,14 +8,14 @@ of these are visible, while a cloud of all photos shows its far side through the
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from splat.cameras import Cameras, nearest_to_axes
 from splat.gaussians import Splats
-from splat.regularise.config import Priors
+from splat.regularise.config import Priors, VirtualView
 from splat.render import RenderOptions, render
 from splat.rotations import matrix_from_quat, quat_from_matrix
 from splat.sh import from_rgb
@@ -26,15 +26,6 @@ OPACITY = 0.98  # of a point
 SIZE = 0.6  # standard deviation of a point, in pixels of its own photo
 HIDDEN = 0.98  # a known surface nearer than this share of the drawn depth hides what was drawn
 WIDEST_DEG = 100.0  # photos farther apart than this, seen from what they look at, share too little to look from between
-
-
-@dataclass(frozen=True)
-class VirtualView:
-    """What a camera between two photos should see."""
-
-    camera: Cameras  # a batch of one
-    image: Tensor  # [1, H, W, 3] sRGB; meaningless where not known
-    known: Tensor  # [1, H, W] 1 where the colour counts, else 0
 
 
 def virtual_views(views: list[Views], priors: Priors, per_pair: int, scale: float, backend: str = "auto") -> list[VirtualView]:
@@ -60,8 +51,8 @@ def virtual_views(views: list[Views], priors: Priors, per_pair: int, scale: floa
     return found
 
 
-def neighbours(cameras: list[Cameras]) -> list[tuple[int, int]]:
-    """Pairs (i < j) of cameras of batches of one: each with the two that look at the subject from most nearly its side."""
+def neighbours(cameras: list[Cameras], each: int = 2) -> list[tuple[int, int]]:
+    """Pairs (i < j) of cameras of batches of one: each with those that look at the subject from most nearly its side."""
     centers = torch.cat([c.centers for c in cameras]).double().cpu()
     forward = torch.cat([c.forward for c in cameras]).double().cpu()
     rays = torch.nn.functional.normalize(centers - _focus(centers, forward), dim=-1)
@@ -69,7 +60,7 @@ def neighbours(cameras: list[Cameras]) -> list[tuple[int, int]]:
     apart.fill_diagonal_(math.inf)
     pairs = set()
     for i, row in enumerate(apart):
-        for j in row.argsort()[:2].tolist():
+        for j in row.argsort()[:each].tolist():
             if row[j] <= WIDEST_DEG:
                 pairs.add((min(i, j), max(i, j)))
     return sorted(pairs)
@@ -136,9 +127,13 @@ def _drawn(pair: Splats, others: list[Splats], camera: Cameras, backend: str) ->
         hiding = render(Splats.cat(others), camera, RenderOptions(), backend)
         known &= ~((hiding.alpha > SOLID) & (hiding.expected_depth < HIDDEN * rendering.expected_depth))
     image = rendering.rgb / rendering.alpha.clamp_min(1e-6)[..., None]
-    return VirtualView(camera, image.clamp(0, 1), known.float())
+    return VirtualView(camera, image.clamp(0, 1), torch.ones_like(rendering.alpha), known.float())
 
 
-def virtual_loss(image: Tensor, target: VirtualView) -> Tensor:
-    """Mean over all pixels of the L1 distance where the target is known, 0 elsewhere; LM-Gaussian's virtual-view term."""
-    return ((image - target.image).abs().mean(-1) * target.known).mean()
+def virtual_loss(image: Tensor, target: VirtualView, backdrop: Tensor) -> Tensor:
+    """Mean over all pixels of the L1 distance to the target on `backdrop` [3], weighed by how much it is known.
+
+    LM-Gaussian's virtual-view term; `image` [1, H, W, 3] is drawn on the same backdrop.
+    """
+    wanted = target.image + (1 - target.alpha[..., None]) * backdrop
+    return ((image - wanted).abs().mean(-1) * target.known).mean()
