@@ -90,7 +90,7 @@ def geometry_error(splats, photos, priors):
 def virtual_error(splats, photos, priors):
     with torch.no_grad():
         targets = virtual_views([photos], priors, 1, 0.5)
-        return float(torch.stack([virtual_loss(render(splats, t.camera).rgb, t) for t in targets]).mean())
+        return float(torch.stack([virtual_loss(render(splats, t.camera).rgb, t, torch.zeros(3)) for t in targets]).mean())
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_virtual_views_show_what_is_there(scene):
         known = target.known[0] > 0
         assert known.sum() > 0.6 * truth.masks[0].sum()
         assert (truth.masks[0][known] > 0).float().mean() > 0.95  # next to nothing beside the subject
-        assert (target.image[0] - truth.images[0]).abs().mean(-1)[known].mean() < 0.03
+        assert (target.image[0] - truth.images[0]).abs().mean(-1)[known].median() < 0.02
 
 
 def test_half_the_size(scene):
@@ -77,7 +77,7 @@ def test_half_the_size(scene):
     truth, _ = raycast(coloured_sphere(), target.camera, threads=1)
     known = target.known[0] > 0
     assert known.sum() > 0.6 * truth.masks[0].sum()
-    assert (target.image[0] - truth.images[0]).abs().mean(-1)[known].mean() < 0.05
+    assert (target.image[0] - truth.images[0]).abs().mean(-1)[known].median() < 0.03
 
 
 def test_what_a_third_photo_knows_to_be_in_front_hides(scene):
@@ -98,7 +98,7 @@ def test_loss_counts_known_pixels_alone(scene):
     views, priors = scene
     target = virtual_views([views], priors, 1, 0.5)[0]
     image = torch.where(target.known[..., None] > 0, target.image + 0.1, 5.0).requires_grad_()
-    loss = virtual_loss(image, target)
+    loss = virtual_loss(image, target, torch.zeros(3))
     loss.backward()
     assert loss.item() == pytest.approx(0.1 * float(target.known.mean()), rel=1e-4)
     assert torch.equal(image.grad.abs().sum(-1) > 0, target.known > 0)
