@@ -65,13 +65,9 @@ class Errands:
                 raise InputError("The server is busy with the errands of others; try again later.")
             yield Progress("waiting", 0, 1, "for another visitor's turn to end")
         try:
-            if self._closing:
-                self._closing.cancel()
             yield from self._run(command)
         finally:
-            self._closing = threading.Timer(IDLE_SECONDS, self._rest)
-            self._closing.daemon = True
-            self._closing.start()
+            self._rest_later()
             self._turn.release()
 
     def warm_up(self) -> None:
@@ -79,6 +75,7 @@ class Errands:
         if self._turn.acquire(blocking=False):
             try:
                 self._worker = self._worker or QueueWorker(self.prepare, self.threads)
+                self._rest_later()
             finally:
                 self._turn.release()
 
@@ -89,6 +86,13 @@ class Errands:
         if worker:
             worker.leave()
             worker.end(1.0)
+
+    def _rest_later(self) -> None:
+        if self._closing:
+            self._closing.cancel()
+        self._closing = threading.Timer(IDLE_SECONDS, self._rest)
+        self._closing.daemon = True
+        self._closing.start()
 
     def _rest(self) -> None:
         with self._turn:

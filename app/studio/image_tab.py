@@ -47,12 +47,25 @@ def image_tab(studio: Studio) -> JobView:
                 guidance = gr.Textbox("", label="Guidance", placeholder="1", info=tips["guidance"])
                 steps = gr.Textbox("", label="Steps", info=tips["steps"])
                 refine = gr.Textbox("", label="Refine", info=tips["refine"])
+                fov = gr.Textbox("", label="Angle of view", info=tips["fov"])
             make = gr.Button("Make it", variant="primary", elem_id="image-make")
         with gr.Column(scale=3, min_width=300):
             view = job_view(studio, "image", WELCOME, more=lambda record, of, request: _more(studio, record, request))
 
     def submit_image(
-        files, variations, preset, mask, elevation, azimuths, seed, temperature, guidance, steps, refine, request: gr.Request
+        files,
+        variations,
+        preset,
+        mask,
+        elevation,
+        azimuths,
+        seed,
+        temperature,
+        guidance,
+        steps,
+        refine,
+        fov,
+        request: gr.Request,
     ) -> str:
         """One object from a picture, or from several of it; returns the id of the job, of the first where there are several."""
         try:
@@ -75,6 +88,7 @@ def image_tab(studio: Studio) -> JobView:
                         guidance=decimal(guidance, "Guidance"),
                         steps=whole(steps, "Steps"),
                         refine=whole(refine, "Refine"),
+                        fov=decimal(fov, "Angle of view"),
                         **(common | {"seed": common["seed"] + i}),
                     ),
                     paths[0].name if len(paths) == 1 else f"{paths[0].name} and {len(paths) - 1} more views",
@@ -95,7 +109,7 @@ def image_tab(studio: Studio) -> JobView:
     quiet = {"api_visibility": "private", "show_progress": "hidden"}
     files.change(show, files, chosen, queue=False, **quiet)
     example.click(lambda: [str(example_picture())], None, files, **quiet)
-    inputs = [files, variations, preset, mask, elevation, azimuths, seed, temperature, guidance, steps, refine]
+    inputs = [files, variations, preset, mask, elevation, azimuths, seed, temperature, guidance, steps, refine, fov]
     view.look(make.click(submit_image, inputs, view.selected, api_name="submit_image", show_progress="hidden"))
     return view
 
@@ -116,7 +130,7 @@ def _more(studio: Studio, record: JobRecord, request: gr.Request) -> str:
     """The same pictures with the next seed that has not been tried."""
     options, session, home = record.options, session_of(request), record.out.parent
     seeds = [job.options["seed"] for job in studio.queue.jobs(session) if job.kind == "image" and job.title == record.title]
-    names = ("views", "preset", "elevation", "guidance", "temperature", "steps", "refine")
+    names = ("views", "preset", "elevation", "guidance", "temperature", "steps", "refine", "fov")
     command = commands.Image(
         inputs=tuple(home / "inputs" / name for name in options["inputs"]),
         mask=home / "mask" / options["mask"] if options["mask"] else None,

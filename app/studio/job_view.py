@@ -150,7 +150,7 @@ def job_view(studio: Studio, kind: str, welcome: str, more: More | None = None) 
     """Lay the view out in the current place of the page."""
     selected = gr.Textbox("", visible=False, label="job")
     drawn = gr.State({})
-    timer = gr.Timer(1.0, active=False)
+    timer = gr.Timer(3.0 if kind == "library" else 1.0, active=False)
     status = gr.HTML(html.status(None, welcome), js_on_load=HEAR_BUTTONS, elem_id=f"{kind}-status")
     table = gr.HTML(visible=False, js_on_load=HEAR_BUTTONS, elem_id=f"{kind}-table")
     result = gr.HTML(visible=False, elem_id=f"{kind}-result")

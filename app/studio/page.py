@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import socket
+import sys
 import tempfile
 from importlib import resources
 from pathlib import Path
@@ -75,7 +77,7 @@ def build_app(studio: Studio, auth: tuple[str, str] | None = None) -> FastAPI:
         auth=auth,
         auth_message="This page asks for a name and a password." if auth else None,
         max_file_size=studio.queue.limits.uploads.bytes,
-        show_error=True,
+        show_error=False,
         footer_links=["api"],
         enable_monitoring=False,
         run_history=False,
@@ -196,5 +198,7 @@ def _run(app: FastAPI, listener: socket.socket, options: commands.Ui) -> None:
     host = f"[{options.host}]" if ":" in options.host else options.host
     if not options.quiet:
         print(f"The page is at http://{host}:{options.port} (Ctrl-C ends it).", flush=True)
+    # Uvicorn ends in order and then passes the signal on, which would end this process before the workers are told.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=2)
     uvicorn.Server(config).run(sockets=[listener])

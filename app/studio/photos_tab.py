@@ -59,7 +59,8 @@ def photos_tab(studio: Studio) -> JobView:
         folder = studio.errands.folder / f"check-{secrets.token_hex(8)}"
         try:
             _check_count(chosen, studio.queue.limits.uploads)
-            for _ in studio.errands.run(commands.Check(inputs=_paths(chosen), out=folder, quiet=True)):
+            command = commands.Check(inputs=_paths(chosen), out=folder, memory_budget=studio.options.memory_budget, quiet=True)
+            for _ in studio.errands.run(command):
                 pass
             return gr.HTML(verdict(folder), visible=True)
         except SplatsmithError as error:

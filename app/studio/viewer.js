@@ -62,7 +62,9 @@ async function readMesh(buffer) {
   const read = index => {
     const accessor = tree.accessors[index], part = tree.bufferViews[accessor.bufferView], Kind = kinds[accessor.componentType];
     const width = widths[accessor.type], step = part.byteStride || width * Kind.BYTES_PER_ELEMENT;
-    const start = binary + (part.byteOffset || 0) + (accessor.byteOffset || 0), out = new Kind(accessor.count * width);
+    const start = binary + (part.byteOffset || 0) + (accessor.byteOffset || 0);
+    if (step === width * Kind.BYTES_PER_ELEMENT) return { data: new Kind(buffer.slice(start, start + accessor.count * step)), width };
+    const out = new Kind(accessor.count * width);
     for (let i = 0; i < accessor.count; i++) {
       const at = start + i * step;
       out.set(new Kind(buffer.slice(at, at + width * Kind.BYTES_PER_ELEMENT)), i * width);
@@ -495,6 +497,7 @@ function label() {
     }
   });
 }
+canvas.addEventListener("webglcontextlost", () => { document.body.dataset.ready = ""; location.reload(); });
 new ResizeObserver(() => { label(); redraw(); }).observe(stage);
 
 async function open() {

@@ -317,6 +317,26 @@ def test_bad_input_gives_the_sentence(server, visit, tmp_path):
     assert "Traceback" not in page.content() and "Traceback" not in server.told()
 
 
+def test_what_was_not_uploaded_is_refused(server, visit, tmp_path):
+    page = visit(server.address)
+    upload(page, "photos-files", [picture(tmp_path / "mine.png")])
+
+    def answer(path: str) -> str:
+        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        call = f"{server.address}/gradio_api/call/submit_photos"
+        asked = page.request.post(call, data={"data": [[file]]})
+        return page.request.get(f"{call}/{asked.json()['event_id']}").text()
+
+    for path in ("/etc/passwd", str(server.root / "jobs.sqlite"), "../../../etc/passwd"):
+        told = answer(path)
+        assert "event: error" in told and "root:" not in told and "Traceback" not in told, told
+    for url in ("https://example.org/a.png", "http://169.254.169.254/latest"):
+        assert "nothing is fetched by URL" in answer(url)
+        assert page.request.get(f"{server.address}/gradio_api/file={url}").status == 403
+    go_to(page, "Library")
+    page.locator("#library-used").get_by_text("Nothing here yet").wait_for()
+
+
 def test_variations_and_more_like_this(server, visit):
     page = visit(server.address)
     go_to(page, "Text")
