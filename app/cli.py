@@ -144,9 +144,18 @@ def check(options: commands.Check, talk: Talk) -> int:
 
 
 def evaluate(options: commands.Eval, talk: Talk) -> int:
+    from app.pose_quality import pose_quality
     from app.scenes import evaluate_result
 
     quality = follow(evaluate_result(options), talk)
+    poses = pose_quality(options.result, options.against)
+    if poses is not None:
+        say(
+            f"Poses: AUC@5/10/20 {100 * poses.auc5:.1f} / {100 * poses.auc10:.1f} / {100 * poses.auc20:.1f}, "
+            f"{poses.placed} of {poses.photos} photos placed",
+            talk,
+        )
+        emit("poses", talk, **dataclasses.asdict(poses))
     lpips = "" if quality.lpips is None else f", LPIPS {quality.lpips:.4f}"
     say(f"PSNR {quality.psnr:.2f} dB, SSIM {quality.ssim:.4f}{lpips} over {quality.n} photos", talk)
     emit("quality", talk, **dataclasses.asdict(quality))

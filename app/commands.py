@@ -262,7 +262,7 @@ class Check(Output):
 
 @dataclass(frozen=True, kw_only=True)
 class Eval(Machine):
-    """PSNR and SSIM of a result against posed photos it has not seen."""
+    """PSNR and SSIM of a result against posed photos it has not seen; where its poses were solved, how wrong they are."""
 
     result: Positional[Path]
     """Result folder."""

@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 from torch import Tensor
 
 from app.report import read_report
+from app.scenes import poses_were_solved
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,15 @@ class PoseQuality:
 
 
 def pose_quality(result: Path, against: Path) -> PoseQuality | None:
-    """Of the photos that poses were solved for: held-out ones do not count. None where fewer than two have a known truth.
+    """Of the photos that poses were solved for: held-out ones do not count. None where fewer than two have a known truth, and
+    where the poses were given.
 
     `against` is a transforms.json in any world, whose frames are known by their file names without suffix.
     """
     from recon.pose_error import LIMITS_DEG, pose_auc, relative_errors
 
+    if not poses_were_solved(result):
+        return None
     given, truth = read_report(result).get("inputs", []), _poses_by_name(against)
     found = _poses_by_name(result / "cameras.json")
     names = [stem for photo in given if not photo.get("holdout") and (stem := PurePath(photo["name"]).stem) in truth]

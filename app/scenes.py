@@ -215,7 +215,7 @@ def _result_from_world_of(against: Path, result: Path, report: dict[str, Any]) -
     The report knows it where the result was made from given poses, which share their world; else the cameras of the photos
     that both name tell it.
     """
-    if not _solved(result):
+    if not poses_were_solved(result):
         try:
             return Similarity.from_matrix(torch.tensor(report["result_from_input"], dtype=torch.float64))
         except (AssertionError, RuntimeError, ValueError) as error:
@@ -237,7 +237,7 @@ def _result_from_world_of(against: Path, result: Path, report: dict[str, Any]) -
     return fit_similarity(source, target)
 
 
-def _solved(result: Path) -> bool:
+def poses_were_solved(result: Path) -> bool:
     """Whether the poses of a result were found from its photos, in a world of their own."""
     try:
         return json.loads((result / "config.json").read_text())["reconstruct"]["poses_from"] is None

@@ -32,6 +32,7 @@ def folders(tmp_path, monkeypatch):
     write_transforms(result / "cameras.json", [turned(cameras(), 1, 8.0)[[0, 1, 2]]], names[:3])
     inputs = [{"name": name, "placed": name != "p3.png", "holdout": name == "p4.png"} for name in names]
     monkeypatch.setattr("app.pose_quality.read_report", lambda folder: {"inputs": inputs})
+    (result / "config.json").write_text(json.dumps({"reconstruct": {"poses_from": None}}))
     return result, truth
 
 
@@ -42,6 +43,12 @@ def test_lost_photos_count_and_held_out_ones_do_not(folders):
     assert quality.auc5 == pytest.approx(1 / 6, abs=1e-3)
     assert 1 / 6 < quality.auc10 < quality.auc20 < 3 / 6
     assert quality.median_deg >= 7.99
+
+
+def test_given_poses_are_not_judged(folders):
+    result, truth = folders
+    (result / "config.json").write_text(json.dumps({"reconstruct": {"poses_from": "transforms.json"}}))
+    assert pose_quality(result, truth) is None
 
 
 def test_nothing_to_compare_with(folders):

@@ -132,7 +132,8 @@ def test_eval_of_solved_poses_aligns_by_the_photos_in_common(result, capture, tm
     content = json.loads(capture.poses.read_text())
     against.write_text(json.dumps(content))
     assert entry.main(["eval", str(solved), "--against", str(against), "--json"]) == 0
-    quality = json.loads(capsys.readouterr().out.splitlines()[-1])
+    *_, poses, quality = map(json.loads, capsys.readouterr().out.splitlines())
+    assert poses["event"] == "poses" and poses["auc5"] > 0.99 and poses["placed"] == poses["photos"] == 6
     assert quality["n"] == 8 and quality["psnr"] > read_report(result)["metrics"]["holdout"]["psnr"] - 0.5
     content["frames"] = content["frames"][:2]
     against.write_text(json.dumps(content))
