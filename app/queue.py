@@ -151,13 +151,15 @@ class JobQueue:
     def get(self, id: str, session: str) -> JobRecord:
         """Raises `InputError` for an id that this session has not."""
         with self._lock:
-            return self._record(self._job(id, session))
+            return self._record(self._job(id, session), self._waiting())
 
     def jobs(self, session: str) -> list[JobRecord]:
         """Of this session, newest first."""
         owner = _hash(session)
         with self._lock:
-            return [self._record(job) for job in reversed(self._jobs.values()) if job.session == owner and job.command]
+            mine = [job for job in reversed(self._jobs.values()) if job.session == owner and job.command]
+            waiting = self._waiting()
+            return [self._record(job, waiting) for job in mine]
 
     def cancel(self, id: str, session: str) -> None:
         """At once where it waits; a running job puts its state away first. One that has ended stays as it is."""
@@ -342,8 +344,7 @@ class JobQueue:
 
     def _begin_jobs(self) -> None:
         with self._lock:
-            waiting = [job for job in self._jobs.values() if job.state == "queued"]
-            for job in sorted(waiting, key=lambda job: job.number):
+            for job in self._waiting():
                 working = [self._jobs[worker.job] for worker in self._workers if worker.job is not None]
                 fits = sum(other.memory for other in working) + job.memory <= self.limits.memory_budget
                 if self._closing or len(working) >= self.limits.workers or (working and not fits):
@@ -468,14 +469,24 @@ class JobQueue:
         if new and kept >= limits.kept_by_session:
             raise InputError(f"You have {kept} jobs, the most there may be; delete some first.")
 
-    def _record(self, job: StoredJob) -> JobRecord:
+    def _waiting(self) -> list[StoredJob]:
+        """The jobs that wait, the next one first: sessions take turns, so that nobody waits behind all jobs of another."""
+        turns: collections.Counter[str] = collections.Counter()
+        served: dict[str, float] = {}  # when a job of the session began last
+        for job in self._jobs.values():
+            turns[job.session] += job.state == "running"
+            served[job.session] = max(served.get(job.session, 0.0), job.started or 0.0)
+        order = []
+        for job in sorted((job for job in self._jobs.values() if job.state == "queued"), key=lambda job: job.number):
+            order.append((turns[job.session], served[job.session], job.number, job))
+            turns[job.session] += 1
+        return [job for *_, job in sorted(order, key=lambda entry: entry[:3])]
+
+    def _record(self, job: StoredJob, waiting: list[StoredJob]) -> JobRecord:
         live = self._live.get(job.id)
         event = live.progress if live else Progress("", 0, 0)
         folder = self._folder(job)
         out, preview = folder / "result", folder / "live.png"
-        position = None
-        if job.state == "queued":
-            position = 1 + sum(other.state == "queued" and other.number < job.number for other in self._jobs.values())
         note, options = "Stopping" if live and live.cancelled else figures(event), json.loads(job.command)
         return JobRecord(
             id=job.id,
@@ -484,7 +495,7 @@ class JobQueue:
             title=job.title,
             options={name: _told(value) for name, value in options.items()},
             state=job.state,
-            position=position,
+            position=waiting.index(job) + 1 if job.state == "queued" else None,
             stage=event.stage,
             step=event.step,
             total=event.total,

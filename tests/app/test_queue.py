@@ -72,6 +72,17 @@ def test_jobs_are_made_one_after_the_other_by_a_worker_that_stays(opened, tmp_pa
     assert not (tmp_path / "root" / jobs[0].session / ids[1] / "result.partial").exists()
 
 
+def test_visitors_take_turns(opened, tmp_path):
+    queue, toys = opened(start=False), Toys(tmp_path / "diary")
+    asked = [(session, queue.submit(session, toy(tmp_path / "toys"), "t")) for session in ("a", "a", "a", "b", "b", "c")]
+    order = [0, 3, 5, 1, 4, 2]
+    assert [queue.get(id, session).position - 1 for session, id in asked] == [order.index(i) for i in range(6)]
+    queue.start()
+    for session, id in asked:
+        wait_for(queue, id, session=session)
+    assert [id for (id,) in toys.lines("made")] == [asked[i][1] for i in order]
+
+
 def test_a_job_that_was_cancelled_goes_on_where_it_was(opened, tmp_path):
     queue, toys = opened(), Toys(tmp_path / "diary")
     waits, behind = (queue.submit("me", toy(tmp_path / "toys", words), "t") for words in ("waits", ""))
