@@ -19,11 +19,10 @@ from app.report import Quality, read_report
 from splat.cameras import Cameras
 from splat.errors import InputError
 from splat.gaussians import Splats
-from splat.mesh import Mesh
 from splat.progress import Progress
 from splat.similarity import Similarity, fit_similarity
 
-MESH_SUFFIXES = (".glb", ".obj", ".stl")
+MESH_SUFFIXES = (".glb", ".obj", ".stl", ".usdz")  # written by app.textured_mesh
 SPLATS_AS_GLB = ".gs.glb"  # since .glb is the mesh
 VIEW_PAGE = ".html"
 DEFAULT_EVAL_SIDE = 1024  # px, where the result does not say what size it was fitted at
@@ -46,16 +45,15 @@ def load_scene(path: Path) -> Splats:
 
 
 def export_scene(scene: Path, to: Path, convention: Literal["splatsmith", "3dgs"], sh_degree: int | None = None) -> None:
-    """Write the splats (`splat.io.FORMATS`; .gs.glb for glTF), the mesh (.glb, .obj, .stl) or a page that shows the splats.
+    """Write the splats (`splat.io.FORMATS`; .gs.glb for glTF) or a page that shows them; meshes: `app.textured_mesh`.
 
-    `convention` is that of `splat.io.save`. A scene file has no mesh yet: one is extracted. `sh_degree` cuts off the splats'
-    higher bands. Raises `InputError` for other suffixes, missing folders, and a result's own files, which share one frame.
+    `convention` is that of `splat.io.save`. `sh_degree` cuts off the splats' higher bands. Raises `InputError` for other
+    suffixes, missing folders, and a result's own files, which share one frame.
     """
-    from splat.io import FORMATS, HALF_TURN_ABOUT_X, save
-    from splat.io.meshes import save_mesh
+    from splat.io import FORMATS, save
 
     suffix = to.suffix.lower()
-    if suffix not in (*FORMATS, *MESH_SUFFIXES, VIEW_PAGE):
+    if suffix not in (*FORMATS, VIEW_PAGE):
         known = dict.fromkeys((*FORMATS, SPLATS_AS_GLB, *MESH_SUFFIXES, VIEW_PAGE))  # each once
         raise InputError(f"'{suffix}' is no format of export; use one of {', '.join(known)}.")
     if not to.parent.is_dir():
@@ -64,17 +62,13 @@ def export_scene(scene: Path, to: Path, convention: Literal["splatsmith", "3dgs"
         raise InputError(f"{to} belongs to the result {to.parent} and stays as it is; choose another --to.")
     if sh_degree is not None and not 0 <= sh_degree <= 3:
         raise InputError(f"--sh-degree {sh_degree} is none; give 0 (no view-dependent colour) to 3.")
-    if suffix not in MESH_SUFFIXES or to.name.lower().endswith(SPLATS_AS_GLB):
-        splats = load_scene(scene)
-        if sh_degree is not None and sh_degree < splats.sh_degree:
-            splats = splats.with_sh_degree(sh_degree)
-        if suffix == VIEW_PAGE:
-            _save_view_page(splats, scene, to, convention)
-        else:
-            save(splats, to, convention)
-        return
-    mesh = _mesh_of(scene)
-    save_mesh(mesh.transformed(HALF_TURN_ABOUT_X) if convention == "3dgs" else mesh, to)
+    splats = load_scene(scene)
+    if sh_degree is not None and sh_degree < splats.sh_degree:
+        splats = splats.with_sh_degree(sh_degree)
+    if suffix == VIEW_PAGE:
+        _save_view_page(splats, scene, to, convention)
+    else:
+        save(splats, to, convention)
 
 
 def render_scene(options: commands.Render) -> Generator[Progress, None, list[Path]]:
@@ -196,17 +190,6 @@ def _orbit(splats: Splats, frames: int, side: int) -> Cameras:
     target = solid.median(0).values
     radius = float((solid - target).norm(dim=-1).quantile(0.9))
     return Cameras.orbit(frames, 3.0 * max(radius, 1e-3), 15.0, 45.0, side, side, target=target)
-
-
-def _mesh_of(scene: Path) -> Mesh:
-    from splat.extract_mesh import MeshConfig, extract_mesh
-    from splat.io.meshes import load_mesh
-
-    if scene.is_dir():
-        read_report(scene)
-        return load_mesh(scene / "mesh.glb")
-    splats = load_scene(scene)
-    return extract_mesh(splats, [_orbit(splats, 24, 320)], MeshConfig())
 
 
 def _result_from_world_of(against: Path, result: Path, report: dict[str, Any]) -> Similarity:

@@ -23,7 +23,7 @@ from app.jobs import check_disk
 from app.machine import Place, pick_place
 from app.report import read_report
 from app.result_folder import is_complete
-from app.scenes import SPLATS_AS_GLB, VIEW_PAGE, _orbit, load_scene, read_cameras
+from app.scenes import MESH_SUFFIXES, SPLATS_AS_GLB, VIEW_PAGE, _orbit, load_scene, read_cameras
 from splat.errors import BackendUnavailable, InputError
 from splat.progress import Progress
 from splat.similarity import Similarity
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MESH_SUFFIXES = (".glb", ".obj", ".stl", ".usdz")
 MESH_AS_PLY = ".mesh.ply"  # since .ply is the splats
 TEXTURED = (".glb", ".obj", ".usdz")
 PRINTED = (".stl", ".obj", ".ply")  # their units are what one agrees on; glTF's and USD's are metres
@@ -53,9 +52,9 @@ PHOTO_SHARE = 0.75  # what a photo counts beside the splats' picture from the sa
 
 # CPU-seconds on one x86 server core
 SECONDS_START = 4.0
-SECONDS_PER_MILLION_SAMPLES = 0.45  # texels times pictures, both passes
-SECONDS_PER_MEGAPIXEL = 1.5  # of the pictures
-SECONDS_PER_10K_FACES = 3.0  # unwrapping
+SECONDS_PER_MILLION_SAMPLES = 0.3  # texels times pictures, both passes
+SECONDS_PER_MEGAPIXEL = 0.3  # of the pictures
+SECONDS_PER_10K_FACES = 2.5  # unwrapping
 SECONDS_SOLID = 12.0
 BYTES_START, BYTES_PER_TEXEL, BYTES_SOLID = 600e6, 220, 500e6
 

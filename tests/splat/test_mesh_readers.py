@@ -23,7 +23,7 @@ from splat.open3d_import import open3d
 from splat.unwrap import UnwrapConfig, unwrapped
 
 TOOLS = Path(__file__).parents[2] / "build" / "node" / "node_modules"
-SIZE = 192
+SIZE = 256
 
 
 @pytest.fixture(scope="module")
