@@ -33,7 +33,7 @@ from splat.errors import InputError
 from splat.progress import Progress
 
 STEPS = ("dense-field", "dense-attributes")  # each trains a network
-PROMPTS = SHEET_PROMPTS[:8]  # of the first stage's sheet: a small network on one core takes ten seconds for each
+PROMPTS = SHEET_PROMPTS[:8]  # of the first stage's sheet: a small network on one core takes twenty seconds for each
 PARTLY_NOISED = (-3.0, 0.5)  # ln(alpha / sigma) of what the denoiser sees when it makes fields for the second stage
 
 
