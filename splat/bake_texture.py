@@ -30,6 +30,8 @@ from splat.views import Views
 log = logging.getLogger(__name__)
 
 UNSEEN = 1e-6  # weight, of the largest, below which a texel counts as seen by no picture
+TINY = 1e-30
+BLOCK = 512  # rows of the texture that are looked up at a time
 CACHE = 400e6  # bytes of what pictures show at the texels that are kept for the second look at them
 
 
@@ -85,7 +87,7 @@ def bake(mesh: Mesh, sources: Iterable[Views], config: BakeConfig | None = None)
     sources = list(sources) if isinstance(sources, Iterator) else sources
     pictures = max(_count(sources), 1)
     kept, held = [], 0
-    first = np.zeros((2, len(texels.rows), 4))  # seen well inside the outlines, and at them
+    first = np.zeros((2, len(texels.rows), 4), np.float32)  # seen well inside the outlines, and at them
     for number, sample in enumerate(_samples(texels, scene, sources, config)):
         rows, rgb, weight, sure = sample
         # To tell what contradicts the rest, the pictures vote almost alike: the straightest alone would decide.
@@ -93,13 +95,13 @@ def bake(mesh: Mesh, sources: Iterable[Views], config: BakeConfig | None = None)
         held += sum(x.nbytes for x in sample)
         kept = [*kept, sample] if kept is not None and held < CACHE else None
         yield Progress("texture", number + 1, max(pictures, number + 1), "blending the pictures")
-    means, weights = first[..., :3] / np.maximum(first[..., 3:], 1e-30), first[..., 3]
+    means, weights = first[..., :3] / np.maximum(first[..., 3:], TINY), first[..., 3]
     if config.outlier > 0:
         total = np.zeros_like(first)
         for rows, rgb, weight, sure in kept if kept is not None else _samples(texels, scene, sources, config):
             away = np.square(rgb - np.where(sure[:, None], means[0, rows], means[1, rows])).sum(1) / config.outlier**2
             _add(total, rows, rgb, weight / np.square(1 + 0.73 * away), sure)  # a third at that difference, then far less
-        means, weights = total[..., :3] / np.maximum(total[..., 3:], 1e-30), total[..., 3]
+        means, weights = total[..., :3] / np.maximum(total[..., 3:], TINY), total[..., 3]
         yield Progress("texture", pictures, pictures, "what contradicts the rest left out")
     seen = weights > UNSEEN * weights.max(initial=0)
     colours = _filled(mesh, texels, means, seen)
@@ -136,12 +138,18 @@ def _texels(mesh: Mesh, size: int) -> _Texels:
     flat = np.concatenate([uvs, np.zeros((*uvs.shape[:2], 1))], axis=-1).reshape(-1, 3).astype(np.float32)
     scene = _scene(flat, np.arange(len(flat)).reshape(-1, 3))
     o3d = open3d()
-    at = np.arange(size, dtype=np.float32) + 0.5
-    rays = np.zeros((size, size, 6), np.float32)
-    rays[..., 0], rays[..., 1], rays[..., 2], rays[..., 5] = at[None, :], at[::-1, None], 1.0, -1.0
-    hits = scene.cast_rays(o3d.core.Tensor(rays))
-    face, uv = hits["primitive_ids"].numpy().reshape(-1).astype(np.int64), hits["primitive_uvs"].numpy().reshape(-1, 2)
-    covered = np.isfinite(hits["t_hit"].numpy().reshape(-1))
+    face, uv, covered = np.zeros(size * size, np.int32), np.zeros((size * size, 2), np.float32), np.zeros(size * size, bool)
+    for top in range(0, size, BLOCK):  # rows of the picture, from its upper edge
+        bottom = min(top + BLOCK, size)
+        rays = np.zeros((bottom - top, size, 6), np.float32)
+        rays[..., 0] = np.arange(size) + 0.5
+        rays[..., 1] = (size - np.arange(top, bottom) - 0.5)[:, None]
+        rays[..., 2], rays[..., 5] = 1.0, -1.0
+        hits = scene.cast_rays(o3d.core.Tensor(rays))
+        part = slice(top * size, bottom * size)
+        covered[part] = np.isfinite(hits["t_hit"].numpy().reshape(-1))
+        face[part] = hits["primitive_ids"].numpy().reshape(-1).astype(np.int32)  # of no triangle: -1
+        uv[part] = hits["primitive_uvs"].numpy().reshape(-1, 2)
     # A triangle between the centres of texels gets the texel in which its own centre lies, if that is free.
     missing = np.setdiff1d(np.arange(len(faces)), face[covered])
     middle = np.clip(np.floor(uvs[missing].mean(1)).astype(np.int64), 0, size - 1)
@@ -153,10 +161,13 @@ def _texels(mesh: Mesh, size: int) -> _Texels:
     rows = np.flatnonzero(covered)
     face, uv = face[rows], uv[rows]
     weights = np.stack([1 - uv[:, 0] - uv[:, 1], uv[:, 0], uv[:, 1]], axis=1)
-    normals = np.einsum("mk,mkd->md", weights, vertex_normals(vertices, faces)[faces[face]])
+    normals, points = np.zeros((2, len(rows), 3), np.float32)
+    of_vertices = vertex_normals(vertices, faces).astype(np.float32)
+    for k in range(3):
+        normals += weights[:, [k]] * of_vertices[faces[face, k]]
+        points += weights[:, [k]] * vertices[faces[face, k]]
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
-    points = np.einsum("mk,mkd->md", weights, vertices[faces[face]].astype(np.float64))
-    return _Texels(rows, face, weights, points.astype(np.float32), normals.astype(np.float32))
+    return _Texels(rows, face, weights, points, normals)
 
 
 def _seen_in(

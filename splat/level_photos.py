@@ -10,6 +10,7 @@ from torch import Tensor
 from splat.views import Views
 
 FINE = 0.03  # of the picture's long side: standard deviation of the blur that parts light from detail
+COARSE = 3.0  # standard deviations in px of a coarser grid on which a wide blur is made
 TRUST = 0.15  # sRGB difference to the splats, exposure apart, at which a photo counts half
 
 
@@ -46,12 +47,20 @@ def _same_exposure(images: Tensor, target: Tensor, sure: Tensor) -> Tensor:
 
 
 def _blurred(x: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of [C, H, W, D] over H and W, edges repeated."""
+    """Gaussian blur of [C, H, W, D] over H and W, edges repeated; a wide one on a coarser grid, which shows as little of it."""
+    planes = x.permute(0, 3, 1, 2).flatten(0, 1)[:, None]  # [C D, 1, H, W]
+    size = planes.shape[2:]
+    step = max(int(sigma / COARSE), 1)
+    if step > 1:
+        coarse = [max(n // step, 1) for n in size]
+        planes = torch.nn.functional.interpolate(planes, coarse, mode="bilinear", antialias=True, align_corners=False)
+        sigma = sigma / step
     radius = max(int(3 * sigma + 0.5), 1)
     at = torch.arange(-radius, radius + 1, dtype=x.dtype)
     kernel = torch.exp(-0.5 * (at / sigma) ** 2)
     kernel = kernel / kernel.sum()
-    planes = x.permute(0, 3, 1, 2).flatten(0, 1)[:, None]  # [C D, 1, H, W]
     for shape, pad in (((1, 1, -1, 1), (0, 0, radius, radius)), ((1, 1, 1, -1), (radius, radius, 0, 0))):
         planes = torch.nn.functional.conv2d(torch.nn.functional.pad(planes, pad, mode="replicate"), kernel.reshape(shape))
-    return planes.reshape(x.shape[0], x.shape[3], *planes.shape[2:]).permute(0, 2, 3, 1)
+    if step > 1:
+        planes = torch.nn.functional.interpolate(planes, size, mode="bilinear", align_corners=False)
+    return planes.reshape(x.shape[0], x.shape[3], *size).permute(0, 2, 3, 1)

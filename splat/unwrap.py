@@ -14,7 +14,7 @@ from splat.mesh import Mesh
 
 log = logging.getLogger(__name__)
 
-LEAST_SIZE, MOST_SIZE = 16, 8192  # px of a texture: glTF readers and phones take no more
+LEAST_SIZE, MOST_SIZE = 16, 4096  # px of a texture: many phones take no more
 MOST_FACES = 500_000
 MOST_AT_ONCE = 15_000  # triangles that one run of xatlas cuts into charts: its time grows faster than their number
 TRIES = 4  # packings, each nearer to the wanted size

@@ -172,5 +172,5 @@ def test_what_cannot_be_baked_is_one_sentence(ball, pictures):
         baked(sphere(1), [pictures])
     with pytest.raises(InputError, match="without cameras"):
         baked(ball, [dataclasses.replace(pictures, cameras=None)])
-    with pytest.raises(InputError, match="16 to 8192"):
+    with pytest.raises(InputError, match="16 to 4096"):
         baked(ball, [pictures], BakeConfig(100_000))

@@ -96,7 +96,7 @@ def test_large_meshes_are_cut_in_pieces(monkeypatch):
 
 @pytest.mark.parametrize("size", [0, 8, -1, 100_000])
 def test_sizes_that_no_texture_has(size):
-    with pytest.raises(InputError, match="16 to 8192"):
+    with pytest.raises(InputError, match="16 to 4096"):
         unwrapped(sphere(1), UnwrapConfig(size))
 
 
