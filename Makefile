@@ -11,12 +11,13 @@ PY := .venv/bin/python
 # pip of $(PYTHON) installs into .venv: the distributions that split venv's own pip into another package work as well.
 INSTALL = $(PYTHON) -m pip --python $(PY) install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt
 
-.PHONY: demo test test-node viewer lint format ui example wheel clean help
+.PHONY: demo test test-node test-nerfstudio viewer lint format ui example wheel clean help
 
 help:
 	@echo "make demo    set up .venv, then reconstruct the bundled photos into $(OUT)"
 	@echo "make test    set up .venv, then run the tests"
 	@echo "make test-node   the tests of splat formats against programs from npm"
+	@echo "make test-nerfstudio   the plug-ins for nerfstudio, with nerfstudio in an environment of its own (2 GB)"
 	@echo "make viewer  bundle the script of the viewer page anew, with what npm has of app/viewer/package.json"
 	@echo "make lint    check the style;  make format  mend it"
 	@echo "make ui      the page in the browser"
@@ -37,6 +38,16 @@ test-node: .venv/test build/viewer/installed
 	npm install --prefix build/node --no-save --no-audit --no-fund --ignore-scripts @playcanvas/splat-transform@3.7.0 gltf-validator@2.0.0-dev.3.10
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m node tests/splat
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m node tests/app/test_viewer_bundle.py
+
+# nerfstudio and what it needs, some of it older than what the rest has, in build/nerfstudio-venv.
+NERFSTUDIO := build/nerfstudio-venv
+test-nerfstudio: $(NERFSTUDIO)/installed
+	OMP_NUM_THREADS=1 $(NERFSTUDIO)/bin/python -m pytest -m nerfstudio tests/app/test_nerfstudio.py
+
+$(NERFSTUDIO)/installed: pyproject.toml constraints-nerfstudio.txt
+	$(PYTHON) -m venv --without-pip $(NERFSTUDIO)
+	$(PYTHON) -m pip --python $(NERFSTUDIO)/bin/python install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints-nerfstudio.txt --editable ".[nerfstudio]" pytest pytest-timeout
+	@touch $(NERFSTUDIO)/installed
 
 # The script in the pages of `export --to x.html`; committed, since who installs with pip need not have npm.
 viewer: build/viewer/installed

@@ -71,11 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     command, rest = (words[0], words[1:]) if words else ("", [])
     if command not in (*COMMANDS, "open") or (command == "open" and len(rest) != 2):
-        names = ", ".join(f"splatsmith-nerfstudio {name}" for name in COMMANDS)
-        print(
-            f"Give one of: {names}, each with nerfstudio's own options; or splatsmith-nerfstudio open RESULT OUT",
-            file=sys.stderr,
-        )
+        print(f"Give one of {', '.join(COMMANDS)} with nerfstudio's own options, or: open RESULT OUT", file=sys.stderr)
         return 2
     declare_operators()
     if command == "open":

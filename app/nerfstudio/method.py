@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import dataclass, field
 
 import torch
 from gsplat.strategy import DefaultStrategy
 from nerfstudio.cameras.cameras import Cameras as NerfstudioCameras
-from nerfstudio.configs.method_configs import method_configs
+from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
 from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanagerConfig
+from nerfstudio.engine.optimizers import AdamOptimizerConfig
+from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
+from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.models.splatfacto import SplatfactoModel, SplatfactoModelConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.plugins.types import MethodSpecification
@@ -53,6 +55,7 @@ class SplatsmithModel(SplatfactoModel):
         # Splatfacto's own needs CUDA, and downloads the weights of its LPIPS.
         config, initial = self.config, self._initial()
         initial = initial.with_sh_degree(config.sh_degree)
+        self.all_bands = bool((initial.sh[:, 1:] != 0).any())  # a fitted scene goes on with its view-dependent colour
         parameters = {
             "means": initial.means,
             "scales": initial.log_scales,
@@ -117,7 +120,8 @@ class SplatsmithModel(SplatfactoModel):
             splats = splats[self.crop_box.within(self.means).squeeze()]
             if len(splats) == 0:
                 return self.get_empty_outputs(width, height, background)
-        bands = min(self.step // self.config.sh_degree_interval, self.config.sh_degree) if self.training else None
+        bands = min(self.step // self.config.sh_degree_interval, self.config.sh_degree)
+        bands = None if self.all_bands or not self.training else bands
         densifies = self.training and self.config.densify
         drawn = render(splats, ours, RenderOptions(background=background, sh_degree=bands, track_means2d=densifies))
         if densifies:
@@ -157,26 +161,42 @@ def _cam_from_world(world_from_cam: Tensor) -> Tensor:
     return torch.cat([top, bottom], dim=1)
 
 
-def _trainer():
-    """Splatfacto's schedule with our model and data."""
-    config = deepcopy(method_configs["splatfacto"])
-    config.method_name = "splatsmith"
-    config.max_num_iterations = 3000
-    config.steps_per_save = 1000
-    config.steps_per_eval_image = 500
-    config.steps_per_eval_all_images = 1000
-    config.pipeline = VanillaPipelineConfig(
+STEPS = 3000
+
+
+def _adam(rate: float, last: float | None = None) -> dict:
+    """Splatfacto's optimiser of one group; the rate falls to `last` by the end."""
+    scheduler = None if last is None else ExponentialDecaySchedulerConfig(lr_final=last, max_steps=STEPS)
+    return {"optimizer": AdamOptimizerConfig(lr=rate, eps=1e-15), "scheduler": scheduler}
+
+
+# Written out, as nerfstudio loads this module in the middle of loading its own configs.
+_trainer = TrainerConfig(
+    method_name="splatsmith",
+    steps_per_save=1000,
+    steps_per_eval_batch=0,
+    steps_per_eval_image=500,
+    steps_per_eval_all_images=1000,
+    max_num_iterations=STEPS,
+    mixed_precision=False,
+    machine=MachineConfig(device_type="cuda" if torch.cuda.is_available() else "cpu"),
+    pipeline=VanillaPipelineConfig(
         datamanager=FullImageDatamanagerConfig(dataparser=SplatsmithDataParserConfig(), cache_images_type="uint8"),
         model=SplatsmithModelConfig(),
-    )
-    for optimiser in config.optimizers.values():  # rates end where the shorter training does
-        if optimiser["scheduler"] is not None:
-            optimiser["scheduler"].max_steps = config.max_num_iterations
-    if not torch.cuda.is_available():
-        config.machine.device_type = "cpu"
-    return config
-
+    ),
+    optimizers={
+        "means": _adam(1.6e-4, 1.6e-6),
+        "features_dc": _adam(0.0025),
+        "features_rest": _adam(0.0025 / 20),
+        "opacities": _adam(0.05),
+        "scales": _adam(0.005),
+        "quats": _adam(0.001),
+        "camera_opt": _adam(1e-4, 5e-7),
+    },
+    viewer=ViewerConfig(num_rays_per_chunk=1 << 15, websocket_host="127.0.0.1"),  # its own default is all addresses
+    vis="viewer",
+)
 
 splatsmith = MethodSpecification(
-    config=_trainer(), description="Splats from few photos, also without a GPU: splatsmith's first Gaussians and renderer."
+    config=_trainer, description="Splats from few photos, also without a GPU: splatsmith's first Gaussians and renderer."
 )
