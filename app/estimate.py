@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from app.commands import Image, Photos, Refine, Text
@@ -102,16 +103,30 @@ def estimate_refine(photos: int, stored: float, steps: int, preset: Preset, *, r
 
 
 def estimate_text(
-    objects: int, candidates: int, steps: int, preset: TextPreset, *, renderer: str, threads: int, on_gpu: bool
+    objects: int,
+    candidates: int,
+    steps: int,
+    preset: TextPreset,
+    *,
+    renderer: str,
+    threads: int,
+    on_gpu: bool,
+    weights: Path | None = None,
 ) -> Estimate:
-    """For `objects` objects, each the best of `candidates`; `renderer` by name, which draws on the CPU in any case."""
+    """For `objects` objects, each the best of `candidates`; `renderer` by name, which draws on the CPU in any case.
+
+    The networks of a folder of `weights` are as large as its files say; how long theirs take is not known.
+    """
     speed = 1 + PARALLEL * (threads - 1)
     slow = REFERENCE_SLOWDOWN if renderer == "reference" else 1.0
     network = candidates * (SECONDS_PER_CANDIDATE + SECONDS_PER_CANDIDATE_STEP * steps) / (GPU_SPEEDUP if on_gpu else speed)
     seconds = SECONDS_TEXT_MODEL + objects * (
         network + SECONDS_OBJECT + slow * (_object_mesh(preset) + _turntable(preset)) / speed
     )
-    memory = BYTES_BASE + BYTES_MESHING + BYTES_TEXT_MODEL + candidates * BYTES_PER_CANDIDATE
+    model = BYTES_TEXT_MODEL
+    if weights is not None:  # on disk in half precision, computed with in single
+        model += 2 * sum(file.stat().st_size for file in Path(weights).glob("*/*.safetensors"))
+    memory = BYTES_BASE + BYTES_MESHING + model + candidates * BYTES_PER_CANDIDATE
     return Estimate(seconds, memory, objects * 12e6)
 
 

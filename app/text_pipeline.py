@@ -156,6 +156,7 @@ def plan_text(options: Text) -> TextPlan:
         renderer=place.renderer,
         threads=place.threads,
         on_gpu=place.device == "cuda",
+        weights=options.weights,
     )
     if objects and estimate.memory > budget:
         raise InputError(

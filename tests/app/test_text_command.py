@@ -363,6 +363,9 @@ def test_the_estimate_grows_with_the_work(tmp_path):
 
     one = estimate("a")
     assert estimate("a", "b").seconds > 1.5 * one.seconds - 10 and estimate("a", "b").memory == one.memory
+    (tmp_path / "own" / "denoiser").mkdir(parents=True)
+    (tmp_path / "own" / "denoiser" / "weights.safetensors").write_bytes(bytes(10**6))
+    assert estimate("a", weights=tmp_path / "own").memory == one.memory + 2 * 10**6
     assert estimate("a", candidates=16).seconds > one.seconds and estimate("a", candidates=16).memory > one.memory
     assert estimate("a", preset="draft").seconds < one.seconds < estimate("a", preset="quality").seconds
 
