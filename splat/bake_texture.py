@@ -72,11 +72,11 @@ def baked(mesh: Mesh, sources: Iterable[Views], config: BakeConfig | None = None
 def bake(mesh: Mesh, sources: Iterable[Views], config: BakeConfig | None = None) -> Generator[Progress, None, Mesh]:
     """`mesh` (with uvs) with a texture [size, size, 3] sRGB; yields stage "texture", a step a picture.
 
-    `sources` are posed pictures of the mesh's world; their masks say what of them counts, in [0, 1], and 0 hides a pixel. They
-    are held one at a time and, for large textures, gone through twice: an object that makes them anew keeps memory flat.
-    Texels that no picture sees continue the colours round them, over the surface, from the mesh's vertex colours if it has
-    them (grey if nothing is seen at all). On the CPU, deterministic, not differentiable. Raises `InputError` without uvs,
-    cameras, or for an impossible size.
+    `sources` are posed pictures of the mesh's world; their masks say how much a pixel counts, in [0, 1], and below half of a
+    picture's highest value lies what is not to be seen. They are held one at a time and, for large textures, gone through
+    twice: an object that makes them anew keeps memory flat. Texels that no picture sees continue the colours round them, over
+    the surface, from the mesh's vertex colours if it has them (grey if nothing is seen at all). On the CPU, deterministic, not
+    differentiable. Raises `InputError` without uvs, cameras, or for an impossible size.
     """
     config = config or BakeConfig()
     check_size(config.size)
@@ -234,7 +234,7 @@ def _away_from_outlines(depth: np.ndarray, mask: np.ndarray | None, config: Bake
         jump[tuple(middle)] |= here
     open_ = (depth > 0) & ~jump
     if mask is not None:
-        open_ &= mask > 0.5
+        open_ &= mask > 0.5 * mask.max()
     padded = np.pad(open_, 1)  # the frame is an outline too
     return np.maximum(distance_transform_edt(padded)[1:-1, 1:-1] - 0.5, 0).astype(np.float32)
 

@@ -106,6 +106,17 @@ def test_masks_hide(ball, pictures):
     assert (out.texture.reshape(-1, 3)[rows] - expected).abs().mean() < 0.02
 
 
+def test_masks_weigh_whole_pictures_too(ball, pictures):
+    """A picture that counts a quarter is not a hidden one."""
+    quarter = dataclasses.replace(pictures, masks=0.25 * pictures.masks)
+    expected = baked(ball, [dataclasses.replace(pictures, masks=pictures.masks)], BakeConfig(SIZE, outlier=0)).texture
+    assert torch.allclose(baked(ball, [quarter], BakeConfig(SIZE, outlier=0)).texture, expected, atol=1e-5)
+    dark = dataclasses.replace(pictures, images=0 * pictures.images)
+    both = baked(ball, [quarter, dataclasses.replace(dark, masks=0.75 * pictures.masks)], BakeConfig(SIZE, outlier=0)).texture
+    rows, _ = texel_truth(ball)
+    assert (both.reshape(-1, 3)[rows] - 0.25 * expected.reshape(-1, 3)[rows]).abs().mean() < 0.01
+
+
 def test_unseen_places_continue_what_is_seen_or_take_the_vertex_colours(ball):
     one = truth(sphere(5), cameras(1, 0.0))
     rows, expected = texel_truth(ball)
