@@ -13,19 +13,24 @@ STEP = 0.05  # relative difference of depth between neighbours above which they 
 def normals_from_depth(depth: Tensor, camera: Cameras) -> tuple[Tensor, Tensor]:
     """Depth [H, W] of one camera -> unit normals [H, W, 3] in its frame, towards it, and whether they are known [H, W].
 
-    Cross product of central differences of the unprojected points. Unknown are pixels at the border, next to an unknown depth
-    (<= 0) or next to an edge; their normals mean nothing. Differentiable in `depth`.
+    Inverse depth is linear in the pixels of a plane, so its central differences give the normal of a plane exactly. Unknown are
+    pixels at the border, next to an unknown depth (<= 0) or next to an edge; their normals mean nothing. Differentiable in
+    `depth`.
     """
     assert len(camera) == 1 and depth.shape == (camera.height, camera.width), (len(camera), depth.shape)
-    K, at = camera.K[0], camera.pixel_centers
-    y = (at[..., 1] - K[1, 2]) / K[1, 1]
-    x = (at[..., 0] - K[0, 2] - K[0, 1] * y) / K[0, 0]
-    points = torch.stack([x, y, torch.ones_like(x)], dim=-1) * depth[..., None]  # [H, W, 3]
-    across = points[1:-1, 2:] - points[1:-1, :-2]
-    down = points[2:, 1:-1] - points[:-2, 1:-1]
-    inner = torch.nn.functional.normalize(torch.linalg.cross(down, across), dim=-1, eps=1e-20)
-    normals = torch.nn.functional.pad(inner, (0, 0, 1, 1, 1, 1))
-    return normals, _smooth(depth.detach())
+    K = camera.K[0].tolist()
+    (fx, skew, cx), (_, fy, cy) = K[0], K[1]
+    v = (torch.arange(1, camera.height - 1, device=depth.device).to(depth) + (0.5 - cy)) / fy
+    u = (torch.arange(1, camera.width - 1, device=depth.device).to(depth) + (0.5 - cx)) / fx
+    y, x = v[:, None], u - (skew / fx) * v[:, None]
+    known = depth > 0
+    inverse = 1 / torch.where(known, depth, 1.0)
+    a = (0.5 * fx) * (inverse[1:-1, 2:] - inverse[1:-1, :-2])  # n . (x, y, 1) is proportional to inverse depth
+    b = (0.5 * fy) * (inverse[2:, 1:-1] - inverse[:-2, 1:-1]) + (skew / fx) * a
+    c = inverse[1:-1, 1:-1] - x * a - y * b
+    norm = (a * a + b * b + c * c + 1e-30).rsqrt()
+    inner = torch.stack([-a * norm, -b * norm, -c * norm], dim=-1)
+    return torch.nn.functional.pad(inner, (0, 0, 1, 1, 1, 1)), _smooth(depth.detach())
 
 
 def _smooth(depth: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ class Regulariser:
         self.config, self.priors, self.backend = config, priors, backend
         self.cameras = [v.cameras for v in views]
         self.photos = [(v, i) for v in range(len(views)) for i in range(len(views[v]))]
-        self.normals: dict[int, tuple[Tensor, Tensor]] = {}
+        self.known: dict[tuple[int, int], Known | None] = {}
         self.virtual: list[tuple[float, list[VirtualView]]] = []  # with their weights
         if config.virtual_views:
             drawn = virtual_views(views, priors, config.virtual_per_pair, config.virtual_scale, backend)
@@ -60,22 +60,27 @@ class Regulariser:
         c = self.config
         if not (c.depth or c.local_depth or c.absolute_depth or c.normals):
             return 0.0
-        prior = self._prior(photo, camera)
-        depth = rendering.expected_depth[0]
-        seen = rendering.alpha[0].detach() > SEEN
-        known = (prior > 0) & seen
+        known = self._known(photo, camera)
+        if known is None:
+            return 0.0
+        prior, window = known.depth, known.window
+        alpha, depth = rendering.alpha[0][window], rendering.depth[0][window]
+        seen = alpha.detach() > SEEN
+        depth = depth / torch.where(seen, alpha, 1.0)
+        both = (prior > 0) & seen
+        # Means are over the photo, of which the window is a share.
+        share = prior.numel() / (camera.width * camera.height)
         loss = torch.zeros((), device=depth.device)
         if c.depth:
-            loss = loss + c.depth * pearson_loss(depth.flatten(), prior.flatten(), known.flatten())
+            loss = loss + c.depth * pearson_loss(depth.flatten(), prior.flatten(), both.flatten())
         if c.local_depth:
             corner = tuple(torch.randint(1 << 16, (2,), generator=generator).tolist())
-            loss = loss + c.local_depth * local_pearson_loss(depth, prior, known, c.depth_tile, corner)
+            loss = loss + c.local_depth * local_pearson_loss(depth, prior, both, c.depth_tile, corner)
         if c.absolute_depth:
-            loss = loss + c.absolute_depth * absolute_loss(depth, prior, known)
+            loss = loss + c.absolute_depth * share * absolute_loss(depth, prior, both)
         if c.normals:
-            wanted, told = self._normals(photo, camera, prior)
-            normals, sure = normals_from_depth(torch.where(seen, depth, 0.0), camera)
-            loss = loss + c.normals * normal_loss(normals, wanted, told & sure)
+            normals, sure = normals_from_depth(torch.where(seen, depth, 0.0), known.camera)
+            loss = loss + c.normals * share * normal_loss(normals, known.normals, known.told & sure)
         return loss
 
     def of_virtual_view(
@@ -91,24 +96,45 @@ class Regulariser:
             loss = loss + weight * virtual_loss(image, target, backdrop)
         return loss
 
-    def _prior(self, photo: int, camera: Cameras) -> Tensor:
-        v, i = self.photos[photo]
-        depth = self.priors.depths[v][i]
-        if depth.shape == (camera.height, camera.width):
-            return depth
-        size = (camera.height, camera.width)  # the photo is drawn smaller in this step
-        return torch.nn.functional.interpolate(depth[None, None], size, mode="nearest-exact")[0, 0]
-
-    def _normals(self, photo: int, camera: Cameras, prior: Tensor) -> tuple[Tensor, Tensor]:
-        """Prior normals [H, W, 3] and whether they are known [H, W]; of given ones, else of the prior depth."""
+    def _known(self, photo: int, camera: Cameras) -> Known | None:
+        """The prior of a photo at the size of `camera`; None where it says nothing. Kept: the same at every step."""
         key = (photo, camera.width)
-        if key not in self.normals:
+        if key not in self.known:
             v, i = self.photos[photo]
-            if self.priors.normals is None:
-                self.normals[key] = normals_from_depth(prior, camera)
-            else:
-                size = (camera.height, camera.width)
-                given = self.priors.normals[v][i].permute(2, 0, 1)[None]
-                given = torch.nn.functional.interpolate(given, size, mode="nearest-exact")[0].permute(1, 2, 0)
-                self.normals[key] = given.contiguous(), given.norm(dim=-1) > 0.5
-        return self.normals[key]
+            given = None if self.priors.normals is None else self.priors.normals[v][i]
+            self.known[key] = known_part(self.priors.depths[v][i], given, camera)
+        return self.known[key]
+
+
+@dataclass(frozen=True)
+class Known:
+    """The part of a photo's pixels that has all that is known of its geometry."""
+
+    window: tuple[slice, slice]  # rows, columns
+    camera: Cameras  # of the window
+    depth: Tensor  # [h, w], 0 where unknown
+    normals: Tensor  # [h, w, 3]
+    told: Tensor  # [h, w] bool: the normal is known
+
+
+def known_part(depth: Tensor, normals: Tensor | None, camera: Cameras) -> Known | None:
+    """Prior depth [H, W] and normals [H, W, 3] (None: those of the depth) on the pixels of `camera`, cut to what is known."""
+    size = (camera.height, camera.width)
+    depth = torch.nn.functional.interpolate(depth[None, None], size, mode="nearest-exact")[0, 0]
+    if normals is not None:
+        normals = torch.nn.functional.interpolate(normals.permute(2, 0, 1)[None], size, mode="nearest-exact")[0].permute(
+            1, 2, 0
+        )
+        told = normals.norm(dim=-1) > 0.5
+    else:
+        normals, told = normals_from_depth(depth, camera)
+    anything = (depth > 0) | told
+    if not anything.any():
+        return None
+    rows, columns = (anything.any(axis).nonzero().flatten() for axis in (1, 0))
+    # One pixel more on each side, for the differences that normals are made of.
+    top, left = max(int(rows[0]) - 1, 0), max(int(columns[0]) - 1, 0)
+    bottom, right = min(int(rows[-1]) + 2, size[0]), min(int(columns[-1]) + 2, size[1])
+    window = slice(top, bottom), slice(left, right)
+    part = camera.cropped(left, top, right - left, bottom - top)
+    return Known(window, part, *(x[window].contiguous() for x in (depth, normals, told)))
