@@ -29,8 +29,8 @@ class SceneConfig:
 
     contrast: float = 0.35  # of the paint on objects; 0 leaves their own colours
     detail: float = 0.012  # longest edge of a painted triangle, which is the finest texture
-    floor: float = 2.2  # half the side of the square floor
-    walls: float = 1.4  # height; 0 leaves the scene open, with nothing behind
+    floor: float = 3.2  # half the side of the square floor; the walls stand behind the cameras
+    walls: float = 1.8  # height; 0 leaves the scene open, with nothing behind
     step_deg: float = 20.0  # between neighbouring training cameras
     distance: float = 2.3  # of the cameras from the middle
     width: int = 480  # px

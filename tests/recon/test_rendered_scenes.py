@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from recon.photos import Photo
-from recon.rendered_scenes import SceneConfig, _noise, _subdivided, furnished, painted, rendered_scene
+from recon.rendered_scenes import SceneConfig, _noise, _subdivided, furnished, hand_held, painted, rendered_scene, rng_of
 from splat.cameras import Cameras
 from splat.mesh import Mesh
 
@@ -87,6 +87,13 @@ def test_paint_differs_everywhere_and_is_bounded():
     assert np.abs(np.corrcoef(colours[:, 0], _noise(xyz + 0.7, 5)[:, 0])[0, 1]) < 0.2  # no part like another
     plain = painted(pyramid(), 1, SceneConfig(contrast=0.0, detail=0.3))
     assert (plain.colors <= pyramid().colors.amax() + 1e-6).all()
+
+
+def test_everybody_stands_inside_the_room():
+    config = SceneConfig()
+    for seed in range(20):
+        centers = hand_held(np.arange(18) * 20.0, rng_of(seed, 2), config).centers
+        assert centers[:, [0, 2]].abs().max() < config.floor - 0.1 and centers[:, 1].min() > 0.2
 
 
 def test_cameras_see_the_middle(scene):
