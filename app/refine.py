@@ -31,6 +31,7 @@ from splat.similarity import Similarity
 REMEDY = "end other programs or give fewer --steps"
 MOST_STEPS = 100_000
 SEEDS = 2**31
+LEAST_GAIN = 0.05  # dB by which splats must be better to take the old ones' place; less is chance
 # All that a result may hold beside config.json, report.json and state/, to be copied where nothing got better.
 FILES = ("scene.ply", "mesh.glb", "turntable.mp4", "preview.png", "cameras.json", "cameras_holdout.json", "input.png")
 
@@ -87,7 +88,7 @@ class Comparison:
     @property
     def kept(self) -> Kept:
         before, after = self.holdout or self.train
-        return "refined" if after.psnr > before.psnr else "unrefined"
+        return "refined" if after.psnr - before.psnr >= LEAST_GAIN else "unrefined"
 
 
 def refine_result(options: Refine) -> Generator[Progress, None, Outcome]:
