@@ -234,7 +234,7 @@ def _card(record: JobRecord, folder: Path | None, of: str, selected: str, more: 
 
 def _thumb(record: JobRecord, folder: Path | None) -> str:
     if folder is not None and (folder / "turntable.mp4").is_file():
-        return f'<video class="ss-thumb" src="{address(record, folder)}/turntable.mp4" preload="metadata" muted loop playsinline tabindex="-1"></video>'  # noqa: E501
+        return f'<video class="ss-thumb" src="{address(record, folder)}/turntable.mp4?thumb" preload="metadata" muted loop playsinline tabindex="-1"></video>'  # noqa: E501
     if record.state == "running":
         share = record.step / record.total if record.total else 0
         return f'<span class="ss-thumb ss-none"><progress value="{share:.3f}" max="1" aria-label="progress"></progress></span>'
