@@ -56,7 +56,7 @@ SECONDS_PER_MILLION_SAMPLES = 0.3  # texels times pictures, both passes
 SECONDS_PER_MEGAPIXEL = 0.3  # of the pictures
 SECONDS_PER_10K_FACES = 2.5  # unwrapping
 SECONDS_SOLID = 12.0
-BYTES_START, BYTES_PER_TEXEL, BYTES_SOLID = 900e6, 120, 500e6
+BYTES_START, BYTES_PER_TEXEL, BYTES_SOLID = 900e6, 120, 700e6
 
 
 @dataclass(frozen=True)
