@@ -312,7 +312,8 @@ def fit(
         if config.densify.edits_at(step, config.steps):
             if config.densify.error_views:
                 photos = torch.randperm(len(flat), generator=generator)[: config.densify.error_views].tolist()
-                shares = error_shares(_splats(parameters), draw_plainly, photos)
+                shown = _splats(parameters) if regulariser is None else regulariser.finished(_splats(parameters))
+                shares = error_shares(shown, draw_plainly, photos)
                 seen = Observations(shares, torch.ones_like(shares))
             edit = config.densify.propose(step, config.steps, _geometry(parameters), seen, extent, cap, generator)
             if edit is not None:
