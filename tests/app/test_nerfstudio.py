@@ -40,6 +40,13 @@ class TestWithoutNerfstudio:
     def test_words_that_name_no_command_are_told_so(self, words, capsys):
         assert cpu_torch.main(words) == 2 and "Give one of train, eval" in capsys.readouterr().err
 
+    @pytest.mark.parametrize("words", [["train"], ["open", "result", "out"]])
+    def test_without_it_every_command_says_what_to_install(self, words, monkeypatch, capsys):
+        monkeypatch.setattr(cpu_torch, "declare_operators", lambda: None)
+        for name in ("app.nerfstudio.method", cpu_torch.COMMANDS["train"]):
+            monkeypatch.setitem(sys.modules, name, None)
+        assert cpu_torch.main(words) == 2 and "install splatsmith[nerfstudio]" in capsys.readouterr().err
+
     def test_a_result_becomes_nerfstudios_data_in_its_own_frame(self, result, tmp_path):
         folder = prepared(result, tmp_path / "cache", PrepareConfig())
         assert torch.equal(load(folder / INITIAL).means, load(result / "scene.ply").means)
@@ -79,7 +86,8 @@ def trained(plugin, result, tmp_path_factory):
     config.pipeline.datamanager.dataparser.data = result
     config.pipeline.datamanager.dataparser.cache = out / "data"
     config.max_num_iterations, config.machine.device_type = 40, "cpu"
-    config.pipeline.model.refine_every, config.pipeline.model.warmup_length = 20, 10
+    config.pipeline.model.refine_every, config.pipeline.model.warmup_length = 10, 5
+    config.optimizers["features_dc"]["optimizer"].lr = 0.05
     config.save_config()
     trainer = config.setup(local_rank=0, world_size=1)
     trainer.setup()
