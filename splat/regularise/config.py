@@ -13,7 +13,7 @@ from splat.views import Views
 
 @dataclass(frozen=True)
 class RegulariserConfig:
-    """Every term is off at 0. Weights are relative to the photometric loss, which is about 0.02 in a good fit."""
+    """Every term is off at 0. Weights are relative to the photometric loss."""
 
     # 1 - Pearson correlation of rendered and prior depth over the photo: right up to the prior's scale and offset.
     depth: float = 0.0
@@ -30,6 +30,9 @@ class RegulariserConfig:
     # Share of the Gaussians left out of a step, growing from 0 to this; the others grow more opaque meanwhile (DropGaussian).
     drop: float = 0.0
     smoothing: bool = False  # no Gaussian finer than the photos' pixels can tell (Mip-Splatting's 3-D filter)
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.drop < 1, self.drop
 
     @property
     def active(self) -> bool:
