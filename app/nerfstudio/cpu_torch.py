@@ -82,15 +82,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         except SplatsmithError as error:
             print(error, file=sys.stderr)
             return 2
+        except ModuleNotFoundError as error:
+            return _missing(error)
         return 0
     try:
         script = importlib.import_module(COMMANDS[command])
     except ModuleNotFoundError as error:
-        print(f"nerfstudio is missing ({error}); install splatsmith[nerfstudio] as docs/nerfstudio.md says.", file=sys.stderr)
-        return 2
+        return _missing(error)
     sys.argv = [f"ns-{command}", *rest]
     script.entrypoint()
     return 0
+
+
+def _missing(error: ModuleNotFoundError) -> int:
+    print(f"nerfstudio is missing ({error}); install splatsmith[nerfstudio] as docs/nerfstudio.md says.", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":
