@@ -47,7 +47,9 @@ class Guard:
         cookie = None
         if scope["path"] == "/":
             secret = secret_of(headers.get("cookie", "")) or new_secret()
-            cookie = f"{COOKIE}={secret}; Path=/; HttpOnly; SameSite=Strict; Max-Age={COOKIE_DAYS * 86400}"
+            # Lax: who follows a link from another site comes with the cookie, or a new secret would take the old one's place;
+            # what other sites send on their own, and every POST of theirs, comes without.
+            cookie = f"{COOKIE}={secret}; Path=/; HttpOnly; SameSite=Lax; Max-Age={COOKIE_DAYS * 86400}"
             cookie += "; Secure" if scope.get("scheme") == "https" else ""
 
         async def answer(message: dict[str, Any]) -> None:
