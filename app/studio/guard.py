@@ -71,11 +71,13 @@ class Guard:
         if path.rstrip("/") == "/login" and scope["method"] == "POST" and not self._may_try(scope):
             return PlainTextResponse("Too many tries; wait a minute.", 429)
         if scope["method"] in ("POST", "PUT", "PATCH"):
+        if "transfer-encoding" in headers:  # then the server reads chunks without end, whatever length is stated
+            return PlainTextResponse("A request must say how long it is, and not come in chunks.", 411)
             return self._too_large(headers, is_upload=path.rstrip("/").endswith("/upload"))
         return None
 
     def _too_large(self, headers: Headers, is_upload: bool) -> PlainTextResponse | None:
-        """By the length that the request states, which the server holds it to."""
+        """By the length that the request states, which the server holds it to where it has no Transfer-Encoding."""
         length = headers.get("content-length", "")
         if not length.isdecimal():
             return PlainTextResponse("A request must say how long it is.", 411)

@@ -5,8 +5,10 @@ import dataclasses
 import json
 import os
 import subprocess
+import socket
 import sys
 import time
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -132,6 +134,44 @@ def test_sizes_are_judged_before_anything_is_read(guard, tmp_path):
 
 def test_passwords_are_not_tried_for_ever(guard):
     for _ in range(TRIES_A_MINUTE):
+def test_a_real_server_reads_no_more_than_was_stated(tmp_path):
+    import uvicorn
+
+    read = []
+
+    async def reader(scope, receive, send):
+        more = True
+        while more:
+            message = await receive()
+            read.append(len(message.get("body", b"")))
+            more = message.get("more_body", False)
+        await inside(scope, receive, send)
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        guarded = Guard(reader, tmp_path, 1_000)
+        server = uvicorn.Server(uvicorn.Config(guarded, lifespan="off", log_level="critical"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+
+            def answer(rest: bytes, method: bytes = b"POST") -> bytes:
+                with socket.create_connection(listener.getsockname(), timeout=30) as line:
+                    line.sendall(method + b" /gradio_api/upload HTTP/1.1\r\nHost: a\r\nConnection: close\r\n" + rest)
+                    with line.makefile("rb") as told:
+                        return told.readline()
+
+            chunk = b"7d0\r\n" + bytes(2000) + b"\r\n"  # of 2,000 bytes
+            chunked = b"Transfer-Encoding: chunked\r\n\r\n" + chunk + b"0\r\n\r\n"
+            for method, stated in ((b"POST", b"Content-Length: 10\r\n"), (b"POST", b""), (b"DELETE", b"")):
+                assert b" 411 " in answer(stated + chunked, method) and read == [], method
+            assert b" 200 " in answer(b"Content-Length: 10\r\n\r\n" + bytes(2000)) and sum(read) == 10
+        finally:
+            server.should_exit = True
+            thread.join(30)
+
+
         assert through(guard, "/login", "POST", {"Content-Length": "10"})[0] == 200
     assert through(guard, "/login/", "POST", {"Content-Length": "10"})[0] == 429
     assert through(guard, "/login", "POST", {"Content-Length": "10"}, address="5.6.7.8")[0] == 200
