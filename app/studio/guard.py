@@ -18,6 +18,7 @@ from starlette.responses import PlainTextResponse
 from app.studio.visitor import COOKIE, COOKIE_DAYS, new_secret, secret_of
 from app.uploads import folder_bytes
 
+LENT = "lent"  # folder, in that of uploads, of results on their way out: links, which take no room
 FORM_BYTES = 1_000_000  # of a request that is no upload
 ROOM_FOR_UPLOADS = 4  # times the most for one job, of all visitors together; what lies there is removed after hours
 TRIES_A_MINUTE = 10  # passwords from one address
@@ -70,9 +71,9 @@ class Guard:
             return PlainTextResponse("Nothing is fetched from other servers.", 403)
         if path.rstrip("/") == "/login" and scope["method"] == "POST" and not self._may_try(scope):
             return PlainTextResponse("Too many tries; wait a minute.", 429)
-        if scope["method"] in ("POST", "PUT", "PATCH"):
         if "transfer-encoding" in headers:  # then the server reads chunks without end, whatever length is stated
             return PlainTextResponse("A request must say how long it is, and not come in chunks.", 411)
+        if scope["method"] in ("POST", "PUT", "PATCH"):
             return self._too_large(headers, is_upload=path.rstrip("/").endswith("/upload"))
         return None
 
@@ -86,7 +87,8 @@ class Guard:
             return PlainTextResponse(
                 f"{size / 1e6:.1f} MB were sent, more than the {most / 1e6:.0f} MB allowed; send less.", 413
             )
-        if is_upload and folder_bytes(self.uploads) + size > ROOM_FOR_UPLOADS * self.upload_bytes:
+        waiting = folder_bytes(self.uploads) - folder_bytes(self.uploads / LENT) if is_upload else 0
+        if is_upload and waiting + size > ROOM_FOR_UPLOADS * self.upload_bytes:
             return PlainTextResponse("The server's room for uploads is full; try again in an hour.", 507)
         return None
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hmac
 import secrets
 import shutil
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from app import commands
 from app.queue import JobQueue, JobRecord
 from app.studio.errands import Errands
+from app.studio.guard import LENT
 from app.studio.quick_gradio import gr
 from app.studio.visitor import session_of
 from splat.errors import InputError, SplatsmithError
@@ -23,6 +26,8 @@ class Studio:
     errands: Errands
     uploads: Path  # folder of what visitors sent and gradio serves
     options: commands.Ui
+    secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
+    lending: threading.Lock = field(default_factory=threading.Lock)
 
     def record(self, selected: str, request: gr.Request) -> JobRecord:
         """The job of "ID" or "ID/NUMBER OF RESULT". Raises `InputError` for one that is not this visitor's."""
@@ -34,14 +39,22 @@ class Studio:
         return [record for record in found if kind in ("library", kind_of(record))]
 
     def lend(self, file: Path) -> Path:
-        """`file` under a path that nobody guesses, where gradio may serve it for a while."""
-        folder = self.uploads / secrets.token_hex(32)
-        folder.mkdir(parents=True)
-        try:
-            (folder / file.name).hardlink_to(file)
-        except OSError:  # another disk
-            shutil.copyfile(file, folder / file.name)
-        return folder / file.name
+        """`file` under a path that nobody guesses, the same each time, where gradio may serve it for a while.
+
+        Raises `InputError` where it would have to be copied, to another disk, and that is full.
+        """
+        folder = self.uploads / LENT / hmac.new(self.secret, str(file.absolute()).encode(), "sha256").hexdigest()
+        folder.mkdir(parents=True, exist_ok=True)
+        lent = folder / file.name
+        with self.lending:
+            lent.unlink(missing_ok=True)  # it may be an older file; and gradio removes what was linked hours ago
+            try:
+                lent.hardlink_to(file)
+            except OSError:  # another disk
+                if shutil.disk_usage(folder).free - file.stat().st_size < self.queue.limits.disk_reserve:
+                    raise InputError("The server's disk is full; try again in an hour.") from None
+                shutil.copyfile(file, lent)
+        return lent
 
     def common(self, preset: str, seed: float | None) -> dict:
         """Options that every job has. Raises `InputError`."""

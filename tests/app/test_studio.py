@@ -253,6 +253,66 @@ def test_words_of_visitors_are_text(result):
     states = ("queued", "running", "done", "failed", "cancelled", "interrupted")
     made = [html.status(dataclasses.replace(hostile, state=state), "") for state in states]
     made += [html.shelf([hostile], "", more=True, manage=True), html.result(hostile, result)]
+def test_what_may_be_made_again_is_not_kept_by_the_browser(routes, result):
+    place = result.parent / "exports" / "scene"
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "print.stl").write_bytes(b"0.1 m")
+    job = "/studio/jobs/00112233aabbccdd"
+    assert ask(routes, f"{job}/exports/scene/print.stl").headers["cache-control"] == "no-store"
+    assert "max-age" in ask(routes, f"{job}/out/scene.ply").headers["cache-control"]
+
+
+def test_a_zip_is_packed_once_at_a_time_and_goes_when_it_was_sent(routes, result, zips, monkeypatch):
+    path, sent = "/studio/jobs/00112233aabbccdd/all.zip", []
+    scope = {"type": "http", "method": "GET", "headers": [], "asgi": {"spec_version": "2.4"}}  # as of today's servers
+    answer = ask(routes, path)
+    assert Path(answer.path).parent == zips and ask(routes, path).status_code == 429
+
+    async def send(message):
+        sent.append(message.get("body", b""))
+
+    async def receive():
+        return {"type": "http.disconnect"}
+
+    async def broken(message):
+        raise OSError("gone")
+
+    asyncio.run(answer(scope, receive, send))
+    names = zipfile.ZipFile(io.BytesIO(b"".join(sent))).namelist()
+    assert "result/scene.ply" in names and not list(zips.iterdir())
+    with pytest.raises(OSError, match="gone"):
+        asyncio.run(ask(routes, path)(scope, receive, broken))
+    assert not list(zips.iterdir())
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(zipfile.ZipFile, "write", full)
+        for _ in range(2):  # it is not taken for being under way
+            refused = ask(routes, path)
+            assert refused.status_code == 404 and b"No space left" in refused.body
+    assert not list(zips.iterdir()) and ask(routes, path).status_code == 200
+
+
+def test_a_file_is_lent_at_one_place_that_nobody_guesses(tmp_path, guard):
+    from app.studio.studio import Studio
+
+    studio, other = (Studio(None, None, tmp_path, commands.Ui()) for _ in range(2))
+    file = tmp_path / "jobs" / "print.stl"
+    file.parent.mkdir()
+    file.write_bytes(b"a" * 900_000)
+    assert len({studio.lend(file) for _ in range(9)}) == 1
+    assert studio.lend(file) != other.lend(file)
+    file.unlink()
+    file.write_bytes(b"made again")
+    lent = studio.lend(file)
+    assert lent.read_bytes() == b"made again" and lent.name == "print.stl"
+    (lent.parent / "large").write_bytes(b"x" * 5_000_000)
+    upload = {"Content-Length": "900000"}
+    assert through(guard, "/gradio_api/upload", "POST", upload)[0] == 200, "what is lent takes no room from uploads"
+
+
     for page in made:
         assert "<img src=x" not in page and 'onerror="alert' not in page
     assert "&lt;img src=x" in made[0]
