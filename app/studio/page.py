@@ -87,7 +87,7 @@ def build_app(studio: Studio, auth: tuple[str, str] | None = None) -> FastAPI:
         head=part.joinpath("head.html").read_text(),
     )
     inner = app.routes[-1].app  # gradio's
-    app.router.routes[:0] = file_routes(studio.queue, lambda request: _signed_in(inner, request))
+    app.router.routes[:0] = file_routes(studio.queue, lambda request: _signed_in(inner, request), studio.errands.folder)
     app.add_middleware(Guard, uploads=studio.uploads, upload_bytes=studio.queue.limits.uploads.bytes + 1_000_000)
     return app
 

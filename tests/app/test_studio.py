@@ -2,13 +2,15 @@
 
 import asyncio
 import dataclasses
+import io
 import json
 import os
-import subprocess
 import socket
+import subprocess
 import sys
-import time
 import threading
+import time
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -132,8 +134,6 @@ def test_sizes_are_judged_before_anything_is_read(guard, tmp_path):
     assert sending("600000")[0] == 507 and sending("400000")[0] == 200
 
 
-def test_passwords_are_not_tried_for_ever(guard):
-    for _ in range(TRIES_A_MINUTE):
 def test_a_real_server_reads_no_more_than_was_stated(tmp_path):
     import uvicorn
 
@@ -172,6 +172,8 @@ def test_a_real_server_reads_no_more_than_was_stated(tmp_path):
             thread.join(30)
 
 
+def test_passwords_are_not_tried_for_ever(guard):
+    for _ in range(TRIES_A_MINUTE):
         assert through(guard, "/login", "POST", {"Content-Length": "10"})[0] == 200
     assert through(guard, "/login/", "POST", {"Content-Length": "10"})[0] == 429
     assert through(guard, "/login", "POST", {"Content-Length": "10"}, address="5.6.7.8")[0] == 200
@@ -201,13 +203,19 @@ def ask(routes, path: str, query: bytes = b"", **request):
 
 
 @pytest.fixture
-def routes(result):
+def zips(tmp_path) -> Path:
+    (tmp_path / "zips").mkdir()
+    return tmp_path / "zips"
+
+
+@pytest.fixture
+def routes(result, zips):
     def get(id, session):
         if id != "00112233aabbccdd" or session != f"browser {'s' * 43}":
             raise InputError("There is no such job here.")
         return record(result)
 
-    return file_routes(SimpleNamespace(get=get), lambda request: request.scope.get("entered", True))
+    return file_routes(SimpleNamespace(get=get), lambda request: request.scope.get("entered", True), zips)
 
 
 def test_files_of_a_job_and_no_others(routes, result):
@@ -239,20 +247,12 @@ def test_files_of_a_job_and_no_others(routes, result):
     with pytest.raises(HTTPException) as refused:
         ask(routes, f"{job}/out/scene.ply", entered=False)
     assert refused.value.status_code == 401
+    picture = ask(routes, f"{job}/thumbs/0.jpg")
+    assert Path(picture.path).read_bytes()[:2] == b"\xff\xd8" and ask(routes, f"{job}/thumbs/1.jpg").status_code == 404
     for name in ("viewer.html", "viewer.js"):
         assert len(ask(routes, f"/studio/{name}").body) > 1000
 
 
-# --- words of visitors
-
-
-def test_words_of_visitors_are_text(result):
-    hostile = record(
-        result, kind="text", title=HOSTILE, notices=(HOSTILE,), note=HOSTILE, stage=HOSTILE, error=HOSTILE, options={"seed": 0}
-    )
-    states = ("queued", "running", "done", "failed", "cancelled", "interrupted")
-    made = [html.status(dataclasses.replace(hostile, state=state), "") for state in states]
-    made += [html.shelf([hostile], "", more=True, manage=True), html.result(hostile, result)]
 def test_what_may_be_made_again_is_not_kept_by_the_browser(routes, result):
     place = result.parent / "exports" / "scene"
     place.mkdir(parents=True, exist_ok=True)
@@ -313,6 +313,16 @@ def test_a_file_is_lent_at_one_place_that_nobody_guesses(tmp_path, guard):
     assert through(guard, "/gradio_api/upload", "POST", upload)[0] == 200, "what is lent takes no room from uploads"
 
 
+# --- words of visitors
+
+
+def test_words_of_visitors_are_text(result):
+    hostile = record(
+        result, kind="text", title=HOSTILE, notices=(HOSTILE,), note=HOSTILE, stage=HOSTILE, error=HOSTILE, options={"seed": 0}
+    )
+    states = ("queued", "running", "done", "failed", "cancelled", "interrupted")
+    made = [html.status(dataclasses.replace(hostile, state=state), "") for state in states]
+    made += [html.shelf([hostile], "", more=True, manage=True), html.result(hostile, result)]
     for page in made:
         assert "<img src=x" not in page and 'onerror="alert' not in page
     assert "&lt;img src=x" in made[0]
