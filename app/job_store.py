@@ -113,6 +113,8 @@ def from_json(kind: str, text: str, root: Path) -> Any:
 def _encode(value: Any, root: Path) -> Any:
     if isinstance(value, Path):
         return {"below": value.relative_to(root).as_posix()} if value.is_relative_to(root) else {"path": str(value)}
+    if isinstance(value, str) and Path(value).is_relative_to(root):  # options that are a path or a word
+        return {"text_below": Path(value).relative_to(root).as_posix()}
     if isinstance(value, tuple):
         return [_encode(part, root) for part in value]
     assert value is None or isinstance(value, bool | int | float | str), type(value)
@@ -123,6 +125,8 @@ def decode(value: Any, root: Path) -> Any:
     """An option as `to_json` wrote it."""
     if isinstance(value, list):
         return tuple(decode(part, root) for part in value)
+    if isinstance(value, dict) and "text_below" in value:
+        return str(root / value["text_below"])
     if isinstance(value, dict):
         return root / value["below"] if "below" in value else Path(value["path"])
     return value

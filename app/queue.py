@@ -407,12 +407,20 @@ class JobQueue:
         return max(min(self.limits.threads or cores, cores) // self.limits.workers, 1)
 
     def _end(self, job: StoredJob, state: State, error: str | None = None) -> None:
-        job.state, job.error, job.finished = state, error, time.time()
+        job.state, job.error, job.finished = state, error and self._without_folders(job, error), time.time()
         self._live.pop(job.id, None)
         self._save(job)
 
     def _add_notices(self, job: StoredJob, sentences: Iterable[str]) -> None:
-        job.notices = tuple(dict.fromkeys((*job.notices, *sentences)))[:MOST_NOTICES]
+        told = (self._without_folders(job, sentence) for sentence in sentences)
+        job.notices = tuple(dict.fromkeys((*job.notices, *told)))[:MOST_NOTICES]
+
+    def _without_folders(self, job: StoredJob, sentence: str) -> str:
+        """Where ROOT lies is no visitor's business: what a sentence names is told from the job's folder on."""
+        for root in dict.fromkeys((self.root, self.root.resolve())):
+            for folder in (root / job.session / job.id, root / job.session, root):
+                sentence = sentence.replace(f"{folder}{os.sep}", "").replace(str(folder), "the jobs' folder")
+        return sentence
 
     def _save(self, job: StoredJob) -> None:
         try:

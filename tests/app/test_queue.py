@@ -117,6 +117,12 @@ def test_errors_are_sentences_and_stop_nobody_else(opened, tmp_path, caplog):
     assert "toy_jobs.py" in caplog.text, "the trace of what nobody expected is in the server's log"
 
 
+def test_sentences_do_not_say_where_the_jobs_lie(opened, tmp_path):
+    queue = opened()
+    job = wait_for(queue, queue.submit("me", toy(tmp_path / "toys", "path"), "t"))
+    assert job.error == "result is no toy, nor is a/b." and job.notices == ("the jobs' folder is nearly full.",)
+
+
 def test_a_worker_that_dies_is_replaced_and_a_job_that_kills_them_fails(opened, tmp_path):
     queue, toys = opened(), Toys(tmp_path / "diary")
     once, always, after = (queue.submit("me", toy(tmp_path / "toys", words), "t") for words in ("dies", "dies-always", ""))
@@ -348,6 +354,10 @@ def test_uploads_are_copied_and_belong_to_the_job(opened, tmp_path):
     assert stored.inputs == (home / "inputs" / "a.png", home / "inputs" / "b.png") and stored.resume
     assert stored.masks == str(home / "masks") and stored.poses == str(home / "poses" / "transforms.json")
     assert stored.out == home / "result" and (home / "masks" / "b.png").exists()
+    told = queue.get(id, "me").options
+    assert (told["poses"], told["masks"]) == ("transforms.json", "masks") and str(tmp_path) not in json.dumps(told)
+    moved = from_json("photos", queue._jobs[id].command, Path("/elsewhere"))
+    assert moved.poses == str(Path("/elsewhere") / home.relative_to(queue.root) / "poses" / "transforms.json")
 
 
 def test_jobs_that_cannot_be_stored_now_are_stored_later(opened, tmp_path, monkeypatch):

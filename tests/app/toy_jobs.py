@@ -64,6 +64,9 @@ def make(toys: Toys, command: commands.Photos | commands.Text):
     held = bytearray(os.urandom(1) * HELD)
     if "corrupt" in words:
         raise InputError("This is no toy; give another.")
+    if "path" in words:
+        yield Progress("notice", 1, 1, f"{out.parent.parent} is nearly full.")
+        raise InputError(f"{out} is no toy, nor is {out.parents[2]}/a/b.")
     if "fault" in words:
         raise ZeroDivisionError("division by zero\nsecond line")
     yield Progress("estimate", 1, 1, "about 7 s", values={"seconds": 7.0, "memory": 1e9})
