@@ -52,8 +52,9 @@ class JobStore:
     def __init__(self, path: Path) -> None:
         """Opens or makes it. Raises `InputError` where it is damaged or of another version."""
         try:
+            _for_owner_alone(path)
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise _unusable(path, error) from error
         try:
             self._prepare(path)
@@ -97,7 +98,14 @@ class JobStore:
         self._db.close()
 
 
-def _unusable(path: Path, error: sqlite3.Error) -> InputError:
+def _for_owner_alone(path: Path) -> None:
+    """The files of SQLite beside it get its mode when they are made; those of a killed server are there already."""
+    path.touch(0o600)
+    for file in (path, *path.parent.glob(f"{path.name}-*")):
+        file.chmod(0o600)
+
+
+def _unusable(path: Path, error: sqlite3.Error | OSError) -> InputError:
     return InputError(f"{path} cannot be used ({error}); move it away, or give another --root.")
 
 

@@ -130,6 +130,7 @@ class JobQueue:
         folder = self.root / owner / id
         with self._lock:
             self._check_limits(owner)
+            self._make_folder(folder)
             number = max((job.number for job in self._jobs.values()), default=0) + 1
             job = StoredJob(id, owner, kind, _clean(title), "", number, submitted=time.time())
             self._jobs[id] = job  # counts from now on; its state keeps it from being started
@@ -142,7 +143,8 @@ class JobQueue:
         except BaseException as error:
             with self._lock:
                 del self._jobs[id]
-            shutil.rmtree(folder, ignore_errors=True)
+                shutil.rmtree(folder, ignore_errors=True)
+                _remove_empty(folder.parent)
             if isinstance(error, sqlite3.Error):
                 raise InputError(f"The job cannot be stored ({error}); make room on the server's disk.") from error
             raise
@@ -398,6 +400,14 @@ class JobQueue:
     def _folder(self, job: StoredJob) -> Path:
         return self.root / job.session / job.id
 
+    def _make_folder(self, folder: Path) -> None:
+        """A job's, in the session's, which the owner of the server alone can look into, whatever ROOT allows."""
+        try:
+            folder.parent.mkdir(mode=0o700, exist_ok=True)
+            folder.mkdir(mode=0o700)
+        except OSError as error:
+            raise InputError(f"The job cannot be stored ({error.strerror}); make room on the server's disk.") from error
+
     def _budget(self, job: StoredJob) -> float:
         asked = json.loads(job.command).get("memory_budget") or self.limits.memory_budget
         return parse_bytes(str(asked))
@@ -529,6 +539,7 @@ class JobQueue:
                 self._save(job)
         for home in self.root.iterdir():
             if SESSION.fullmatch(home.name) and home.is_dir():
+                home.chmod(0o700)
                 for folder in home.iterdir():
                     if JOB.fullmatch(folder.name) and folder.name not in self._jobs:
                         shutil.rmtree(folder, ignore_errors=True)

@@ -213,6 +213,18 @@ def test_a_server_that_comes_back_shows_and_goes_on(opened, tmp_path):
     assert len(toys.lines("made")) == 1
 
 
+def test_nobody_else_looks_into_the_jobs(opened, tmp_path):
+    root = tmp_path / "root"
+    root.mkdir(mode=0o755)
+    old = root / ("a" * 64) / "mine"
+    old.mkdir(parents=True)
+    (root / "jobs.sqlite").touch(0o644)
+    queue = opened(start=False)
+    queue.submit("me", toy(tmp_path / "toys"), "t")
+    assert not [path for path in root.iterdir() if path.name != "lock" and path.stat().st_mode & 0o077]
+    assert {path.name for path in root.iterdir()} >= {"jobs.sqlite", "jobs.sqlite-wal", old.parent.name}
+
+
 def test_a_second_server_is_refused(opened, tmp_path):
     opened(start=False)
     with pytest.raises(InputError, match="Another server is working in"):
