@@ -190,11 +190,13 @@ class JobQueue:
             self._save(job)
 
     def delete(self, id: str, session: str) -> None:
-        """The job and all its files. Raises `InputError` while it runs."""
+        """The job and all its files. Raises `InputError` while it runs, and while its result is being refined."""
         with self._lock:
             job = self._job(id, session)
             if job.state == "running":
                 raise InputError("The job is running; cancel it first.")
+            if self._read_by(job):
+                raise InputError("The job's result is being refined; wait for that job, or cancel it first.")
             self._remove(job)
 
     def used_bytes(self, session: str) -> int:
@@ -386,7 +388,8 @@ class JobQueue:
         before = time.time() - self.limits.expire_days * 86400
         with self._lock:
             for job in list(self._jobs.values()):
-                if job.command and job.state not in ("queued", "running") and (job.finished or job.submitted) < before:
+                ended = job.command and job.state not in ("queued", "running")
+                if ended and (job.finished or job.submitted) < before and not self._read_by(job):
                     self._remove(job)
 
     # What both call, under the lock.
@@ -411,6 +414,12 @@ class JobQueue:
     def _budget(self, job: StoredJob) -> float:
         asked = json.loads(job.command).get("memory_budget") or self.limits.memory_budget
         return parse_bytes(str(asked))
+
+    def _read_by(self, job: StoredJob) -> bool:
+        """Whether a job that waits or runs begins from a result of this one."""
+        refining = (j for j in self._jobs.values() if j.kind == "refine" and j.state in ("queued", "running"))
+        results = (decode(json.loads(other.command)["result"], self.root) for other in refining)
+        return any(result.is_relative_to(self._folder(job)) for result in results)
 
     def _threads(self) -> int:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

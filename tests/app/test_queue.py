@@ -258,6 +258,23 @@ def test_a_result_of_another_session_cannot_be_refined(opened, tmp_path):
     assert refined.kind == "refine" and refined.options["result"] == "result"
 
 
+def test_a_result_stays_while_it_is_being_refined(opened, tmp_path, monkeypatch):
+    queue = opened()
+    result = wait_for(queue, done := queue.submit("me", toy(tmp_path / "toys"), "t")).out
+    queue.close()
+    queue = opened(start=False)
+    refine = queue.submit("me", commands.Refine(result=result, out=Path("x")), "r")
+    with pytest.raises(InputError, match="being refined; wait for that job, or cancel it first"):
+        queue.delete(done, "me")
+    monkeypatch.setattr("app.queue.time.time", lambda: 1e10)  # long after
+    queue._expired = -1e9
+    queue._expire()
+    assert [job.id for job in queue.jobs("me")] == [refine, done] and result.is_dir()
+    queue.cancel(refine, "me")
+    queue.delete(done, "me")
+    assert not result.exists()
+
+
 def test_deleted_and_expired_jobs_leave_nothing(opened, tmp_path, monkeypatch):
     queue = opened()
     ids = [queue.submit("me", toy(tmp_path / "toys", words), "t") for words in ("", "", "waits")]
