@@ -109,6 +109,7 @@ class JobQueue:
         self._lock = threading.RLock()
         self._jobs: dict[str, StoredJob] = {}  # in the order of the queue
         self._live: dict[str, _Live] = {}
+        self._told: dict[str, JobRecord] = {}  # of jobs that have ended: the page asks for all of them each second
         self._unsaved: set[str] = set()  # changes that the disk refused; written when it takes them again
         self._asked: dict[str, collections.deque[float]] = {}  # when each session submitted within the last minute
         self._workers: list[QueueWorker] = []
@@ -185,6 +186,7 @@ class JobQueue:
                 raise InputError("The job is done; there is nothing to resume.")
             self._check_limits(job.session, new=False)
             job.number = max(other.number for other in self._jobs.values()) + 1
+            self._told.pop(id, None)
             job.state, job.error, job.finished, job.deaths, job.interruptions = "queued", None, None, 0, 0
             self._jobs[id] = self._jobs.pop(id)  # to the end
             self._save(job)
@@ -463,6 +465,7 @@ class JobQueue:
     def _remove(self, job: StoredJob) -> None:
         """The row first: a folder without a row is removed when the queue opens, a row without a folder stays broken."""
         del self._jobs[job.id]
+        self._told.pop(job.id, None)
         self._forget(job.id)
         folder = self._folder(job)
         shutil.rmtree(folder, ignore_errors=True)
@@ -510,6 +513,13 @@ class JobQueue:
         return [job for *_, job in sorted(order, key=lambda entry: entry[:3])]
 
     def _record(self, job: StoredJob, waiting: list[StoredJob]) -> JobRecord:
+        if job.state not in ("done", "failed", "cancelled"):
+            return self._looked_up(job, waiting)
+        if job.id not in self._told:
+            self._told[job.id] = self._looked_up(job, waiting)
+        return self._told[job.id]
+
+    def _looked_up(self, job: StoredJob, waiting: list[StoredJob]) -> JobRecord:
         live = self._live.get(job.id)
         event = live.progress if live else Progress("", 0, 0)
         folder = self._folder(job)

@@ -123,6 +123,21 @@ def test_sentences_do_not_say_where_the_jobs_lie(opened, tmp_path):
     assert job.error == "result is no toy, nor is a/b." and job.notices == ("the jobs' folder is nearly full.",)
 
 
+def test_jobs_that_have_ended_are_looked_up_once(opened, tmp_path, monkeypatch):
+    queue = opened()
+    ended, again = (queue.submit("me", toy(tmp_path / "toys", words), "t") for words in ("", "corrupt"))
+    wait_for(queue, ended)
+    wait_for(queue, again)
+    told, looked = queue.jobs("me"), []
+    monkeypatch.setattr("app.queue._results", lambda out: looked.append(out) or ())
+    assert queue.jobs("me") == told and looked == []
+    queue.resume(again, "me")
+    assert queue.get(again, "me").finished != told[0].finished
+    assert wait_for(queue, again).finished > told[0].finished and {out.parent.name for out in looked} == {again}
+    queue.delete(again, "me")
+    assert set(queue._told) == {ended}
+
+
 def test_a_worker_that_dies_is_replaced_and_a_job_that_kills_them_fails(opened, tmp_path):
     queue, toys = opened(), Toys(tmp_path / "diary")
     once, always, after = (queue.submit("me", toy(tmp_path / "toys", words), "t") for words in ("dies", "dies-always", ""))
