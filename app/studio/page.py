@@ -31,7 +31,7 @@ from app.studio.quick_gradio import gr
 from app.studio.refine_tab import refinable, refine_tab
 from app.studio.studio import Studio
 from app.studio.text_tab import text_tab
-from splat.errors import InputError
+from splat.errors import BackendUnavailable, InputError
 
 UPLOADS_STAY = 7200  # seconds that a file of a visitor's stays before and after the job was asked for, which has a copy
 FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # what the visitor's machine has: none is fetched
@@ -157,8 +157,17 @@ def _theme() -> gr.themes.Base:
 
 
 def _fetch_nothing() -> None:
-    """Gradio downloads what a visitor gives as URL in place of a file; here nobody's URL is followed."""
+    """Gradio downloads what a visitor gives as URL in place of a file; here nobody's URL is followed.
+
+    Raises `BackendUnavailable` for a gradio that downloads in another way, as it would then follow them unseen.
+    """
     from gradio import processing_utils
+    from gradio.blocks import Block
+
+    name = "async_ssrf_protected_download"
+    if not hasattr(processing_utils, name) or name not in Block.async_move_resource_to_block_cache.__code__.co_names:
+        told = f"gradio {gr.__version__} fetches URLs in an unknown way; install another: pip install gradio==6.31.0"
+        raise BackendUnavailable(told)
 
     async def refuse(url: str, cache_dir: str) -> str:
         raise gr.Error("Give the file itself; nothing is fetched by URL.", print_exception=False)

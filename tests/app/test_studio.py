@@ -20,7 +20,7 @@ from tiny_capture import ROOT
 
 from app import commands
 from app.queue import JobRecord
-from splat.errors import InputError
+from splat.errors import BackendUnavailable, InputError
 
 pytest.importorskip("gradio")
 from starlette.exceptions import HTTPException
@@ -404,6 +404,101 @@ def test_it_listens_on_this_machine_alone_and_says_when_it_cannot():
         _listen(commands.Ui(port=0))
     with pytest.raises(InputError, match="--host"):
         _listen(commands.Ui(host="300.1.1.1"))
+
+
+def test_an_ipv6_address_where_there_is_none_is_a_sentence(monkeypatch):
+    from app.studio import page
+
+    def none(*_):
+        raise OSError(97, "Address family not supported by protocol")
+
+    monkeypatch.setattr(page.socket, "socket", none)
+    with pytest.raises(InputError, match="family not supported"):
+        page._listen(commands.Ui(host="::1"))
+
+
+def test_no_url_of_a_visitor_is_followed(monkeypatch):
+    import gradio
+    from gradio import processing_utils
+
+    from app.studio.page import _fetch_nothing
+
+    monkeypatch.setattr(processing_utils, "async_ssrf_protected_download", processing_utils.async_ssrf_protected_download)
+    _fetch_nothing()
+    with pytest.raises(gradio.Error, match="nothing is fetched by URL"):
+        asyncio.run(gradio.File().async_move_resource_to_block_cache("https://127.0.0.1:9/a.png"))
+    monkeypatch.delattr(processing_utils, "async_ssrf_protected_download")
+    with pytest.raises(BackendUnavailable, match="pip install gradio=="):
+        _fetch_nothing()
+
+
+def test_variations_that_meet_a_limit_are_counted(tmp_path):
+    from app.studio.image_tab import _submit_all
+
+    seeds = []
+
+    def submit(session, command, title):
+        if len(seeds) == 2:
+            raise InputError("The queue is full (2 jobs wait); try again later.")
+        seeds.append(command.seed)
+        return str(len(seeds))
+
+    studio = SimpleNamespace(queue=SimpleNamespace(submit=submit))
+    command = commands.Image(inputs=(tmp_path / "a.png",), out=tmp_path, seed=7)
+    assert _submit_all(studio, "s", command, 2, "a") == "1" and seeds == [7, 8]
+    with pytest.raises(InputError, match=r"^The queue is full"):
+        _submit_all(studio, "s", command, 2, "a")
+    del seeds[:]
+    with pytest.raises(InputError, match=r"^2 of 3 variations were queued\. The queue is full"):
+        _submit_all(studio, "s", command, 3, "a")
+
+
+def test_what_was_chosen_to_be_refined_stays(result):
+    from app.studio.refine_tab import refinable
+
+    jobs = [record(result, id="1" * 16), record(result, id="0" * 16)]
+    studio = SimpleNamespace(queue=SimpleNamespace(jobs=lambda session: jobs))
+    assert refinable(studio, None, asking()).value == f"{'1' * 16}/0", "the newest"
+    assert refinable(studio, f"{'0' * 16}/0", asking()).value == f"{'0' * 16}/0"
+    assert refinable(studio, "deleted/0", asking()).value == f"{'1' * 16}/0"
+
+
+def test_who_waits_for_errands_leaves_threads_to_others_and_prints_have_their_size(result, tmp_path):
+    from app.studio.page import build_page
+    from app.studio.studio import Studio
+
+    asked = []
+
+    def run(command):
+        asked.append(command)
+        command.to.parent.mkdir(parents=True)
+        command.to.write_bytes(b"solid")
+        return ()
+
+    queue = SimpleNamespace(get=lambda id, session: record(result), check_room=lambda session: None)
+    page = build_page(Studio(queue, SimpleNamespace(run=run), tmp_path / "uploads", commands.Ui()))
+    waiting = [fn for fn in page.fns.values() if fn.concurrency_id == "errand"]
+    assert {fn.name for fn in waiting} == {"examine", "convert", "compared", "fetch"}
+    assert {fn.concurrency_limit for fn in waiting} == {8}, "gradio has 40 threads"
+    fetch = next(fn.fn for fn in waiting if fn.api_name == "download")
+    shutil.rmtree(result.parent / "exports", ignore_errors=True)
+    assert Path(fetch("00112233aabbccdd", "print", "0.2", asking())).read_bytes() == b"solid"
+    assert asked[0].purpose == "print" and asked[0].real_size == 0.2
+    *_, size = page.get_api_info()["named_endpoints"]["/download"]["parameters"]
+    assert size["parameter_name"] == "real_size" and size["parameter_has_default"]
+
+
+def test_usdz_is_offered_where_it_can_be_made():
+    code = (
+        "import importlib.util as u\n"
+        "find = u.find_spec\n"
+        "u.find_spec = lambda name, *more: None if name == 'pxr' else find(name, *more)\n"
+        "from app.studio.downloads import FORMATS\n"
+        "print(*FORMATS)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "usdz" not in done.stdout.split() and "stl" in done.stdout.split()
+    assert ("usdz" in FORMATS) == (importlib.util.find_spec("pxr") is not None)
 
 
 def test_short_work_is_done_beside_the_queue(tmp_path):
