@@ -93,7 +93,8 @@ def _buttons(record: JobRecord, *acts: str) -> str:
 def button(words: str, act: str, of: str, *, quiet: bool = True, label: str = "") -> str:
     """A button whose click the page hears, as {act, of}."""
     more = f' aria-label="{_text(label)}"' if label else ""
-    return f'<button type="button" class="ss-button{" ss-quiet" if quiet else ""}" data-act="{act}" data-of="{_text(of)}"{more}>{escape(words)}</button>'  # noqa: E501
+    kind = "ss-button ss-quiet" if quiet else "ss-button"
+    return f'<button type="button" class="{kind}" data-act="{act}" data-of="{_text(of)}"{more}>{escape(words)}</button>'
 
 
 def sentences(words: Sequence[str]) -> str:
@@ -190,7 +191,8 @@ def files(record: JobRecord, folder: Path) -> str:
 def _sheet(base: str, folder: Path) -> str:
     if not (folder / "preview.png").is_file():
         return ""
-    return f'<details class="ss-sheet"><summary>Contact sheet</summary><img src="{base}/preview.png" alt="Renders of the result" loading="lazy"></details>'  # noqa: E501
+    picture = f'<img src="{base}/preview.png" alt="Renders of the result" loading="lazy">'
+    return f'<details class="ss-sheet"><summary>Contact sheet</summary>{picture}</details>'
 
 
 def shelf(records: Sequence[JobRecord], selected: str, *, more: bool, manage: bool = False) -> str:
@@ -200,7 +202,7 @@ def shelf(records: Sequence[JobRecord], selected: str, *, more: bool, manage: bo
 
 
 def _cards(record: JobRecord, selected: str, more: bool, manage: bool) -> list[str]:
-    if not record.results or (record.state not in ("done",) and not record.results):
+    if not record.results:
         return [_card(record, None, record.id, selected, more, manage)]
     return [
         _card(record, folder, f"{record.id}/{number}", selected, more, manage) for number, folder in enumerate(record.results)
@@ -208,7 +210,7 @@ def _cards(record: JobRecord, selected: str, more: bool, manage: bool) -> list[s
 
 
 def _card(record: JobRecord, folder: Path | None, of: str, selected: str, more: bool, manage: bool) -> str:
-    on = selected in (of, record.id) or (selected == f"{record.id}/0" and of == record.id)
+    on = selected == of or (selected == record.id and of == f"{record.id}/0")
     seed = _seed(record, folder)
     name = record.title if folder is None or len(record.results) == 1 else f"{record.title} ({folder.name})"
     shown = _thumb(record, folder)
@@ -234,7 +236,10 @@ def _card(record: JobRecord, folder: Path | None, of: str, selected: str, more: 
 
 def _thumb(record: JobRecord, folder: Path | None) -> str:
     if folder is not None and (folder / "turntable.mp4").is_file():
-        return f'<video class="ss-thumb" src="{address(record, folder)}/turntable.mp4?thumb" preload="metadata" muted loop playsinline tabindex="-1"></video>'  # noqa: E501
+        still = f"/studio/jobs/{record.id}/thumbs/{record.results.index(folder)}.jpg"
+        video = f"{address(record, folder)}/turntable.mp4"  # asked for when it is pointed at
+        how = 'preload="none" muted loop playsinline tabindex="-1"'
+        return f'<video class="ss-thumb" src="{video}" poster="{still}" {how}></video>'
     if record.state == "running":
         share = record.step / record.total if record.total else 0
         return f'<span class="ss-thumb ss-none"><progress value="{share:.3f}" max="1" aria-label="progress"></progress></span>'

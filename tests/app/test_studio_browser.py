@@ -294,6 +294,22 @@ def test_two_visitors_see_nothing_of_each_other(server, visit, photos):
     assert "splatsmith" not in mine.evaluate("document.cookie"), "no script reads the secret"
 
 
+def test_a_link_on_another_site_leads_to_the_same_visitor(server, visit, photos):
+    page = visit(server.address)
+    upload(page, "photos-files", photos)
+    page.locator("#photos-make").click()
+    job = wait_for(page, "photos", "done")
+    seen, called = [], f"{server.address}/studio/jobs/{job}/live.png"
+    elsewhere = f'<a href="{server.address}">results</a><img src="{called}">'
+    other = page.context.new_page()  # `visit` does not hold this one to our server
+    other.route("http://localhost/**", lambda route: route.fulfill(body=elsewhere, content_type="text/html"))
+    other.on("response", lambda answer: seen.append(answer.status) if answer.url == called else None)
+    other.goto("http://localhost/")
+    assert seen == [404], "a picture that another site asks for comes without the cookie"
+    other.get_by_text("results").click()
+    assert wait_for(other, "photos", "done") == job, "a link comes with it"
+
+
 def test_bad_input_gives_the_sentence(server, visit, tmp_path):
     page = visit(server.address)
     page.locator("#photos-make").click()
@@ -347,6 +363,9 @@ def test_variations_and_more_like_this(server, visit):
     wait_for(page, "text", "done")
     cards = page.locator("#text-shelf .ss-card")
     assert cards.count() == 2 and "<b>a red chair</b>" in cards.first.inner_text(), "words of visitors are text"
+    assert page.locator("#text-shelf .ss-on").count() == 1
+    poster = page.request.get(server.address + cards.first.locator("video").get_attribute("poster"))
+    assert poster.ok and poster.body()[:2] == b"\xff\xd8"
     assert ["seed 0" in cards.nth(0).inner_text(), "seed 1" in cards.nth(1).inner_text()] == [True, True]
     cards.nth(1).locator(".ss-pick").click()
     page.locator("#text-shelf .ss-card:nth-child(2).ss-on").wait_for()
