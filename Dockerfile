@@ -23,7 +23,7 @@ COPY constraints.txt /tmp/
 COPY --from=wheel /wheels /tmp/wheels
 # torch for the CPU: the ordinary one brings gigabytes for GPUs that a container does not see.
 RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu --constraint /tmp/constraints.txt \
-        /tmp/wheels/*.whl \
+        "$(echo /tmp/wheels/*.whl)[usd]" \
     && rm -r /tmp/wheels /tmp/constraints.txt \
     && useradd --create-home --uid 1000 smith && mkdir /jobs && chown smith /jobs
 USER smith

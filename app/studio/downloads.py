@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import tempfile
 import zipfile
 from collections.abc import Generator
@@ -48,6 +49,10 @@ FORMATS = {
     "stl": Format("Mesh: STL", "mesh.stl", needs_mesh=True),
     "usdz": Format("Mesh: USDZ", "mesh.usdz", needs_mesh=True),
 }
+
+
+if importlib.util.find_spec("pxr") is None:  # the extra usd
+    del FORMATS["usdz"]
 
 
 def export_folder(record: JobRecord, result: Path) -> Path:
