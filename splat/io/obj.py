@@ -38,10 +38,10 @@ def safe_stem(stem: str) -> str:
 
 def _text(mesh: Mesh, material: str | None) -> bytes:
     vertices = mesh.vertices.detach().cpu().double().numpy()
-    rows, head = vertices, ["# +Y up"]
+    rows, head = vertices, []  # which axis is up is the caller's: prints stand on +Z
     if mesh.colors is not None and material is None:
         rows = np.concatenate([vertices, mesh.colors.detach().cpu().double().numpy()], axis=1)
-        head = ["# +Y up; colours after the positions are sRGB"]
+        head = ["# colours after the positions are sRGB"]
     corners = mesh.faces.cpu().numpy() + 1
     lines = [*head, _lines("v " + " ".join(["%.7g"] * rows.shape[1]), rows)]
     if material is None:
