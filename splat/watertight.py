@@ -40,9 +40,9 @@ def watertight(mesh: Mesh, config: SolidConfig | None = None) -> Mesh:
 
     Holes are capped; a mesh that is open to one side, as a scene without its underside, is continued to a flat base there.
     Then the winding number (Jacobson et al. 2013) of the closed surface is an integer everywhere; it is counted along rays of
-    three directions at the points of a grid, and the level set of the signed distance is drawn. Hollows are filled. Vertex
-    colours come along. Raises `InputError` as `cleaned` does and for budgets too small, `StoppedLate` when nothing is
-    enclosed.
+    three directions at the points of a grid, and the level set of the signed distance is drawn. Hollows are filled, and a mesh
+    that is inside out is turned. Vertex colours come along. Raises `InputError` as `cleaned` does and for budgets too small,
+    `StoppedLate` when nothing is enclosed.
     """
     config = config or SolidConfig()
     if not LEAST_VOXELS <= config.resolution <= 1024:
@@ -70,11 +70,15 @@ def volume(mesh: Mesh) -> float:
 
 
 def _within(mesh: Mesh, solid: Mesh, config: SolidConfig) -> Mesh:
-    """The solid with at most `config.faces` triangles: edges collapsed, or where this tears it, drawn on a coarser grid."""
+    """The solid with at most `config.faces` triangles: edges collapsed, or where this tears it, or does not get so far, drawn
+    on a coarser grid."""
     assert config.faces is not None
-    simple = decimated(solid, config.faces)
-    if is_closed(simple) and volume(simple) > 0:
-        return simple
+    try:
+        simple = decimated(solid, config.faces)
+        if is_closed(simple) and volume(simple) > 0:
+            return simple
+    except InputError as error:  # collapsing does not get so far; fewer voxels may
+        log.info("the solid is drawn anew: %s", error)
     resolution = config.resolution
     while len(solid.faces) > config.faces:
         resolution = int(resolution * min(0.95, (config.faces / len(solid.faces)) ** 0.5))
@@ -89,6 +93,8 @@ def _remeshed(mesh: Mesh, resolution: int, min_part: float) -> Mesh:
     from scipy.ndimage import binary_fill_holes, distance_transform_edt
 
     vertices, faces = closed_soup(mesh.vertices.double().numpy(), mesh.faces.numpy())
+    if volume(Mesh(torch.from_numpy(vertices), torch.from_numpy(faces))) < 0:  # inside out, and so closed to the wrong side
+        vertices, faces = closed_soup(mesh.vertices.double().numpy(), mesh.faces.flip(1).numpy())
     low, high = vertices[np.unique(faces)].min(0), vertices[np.unique(faces)].max(0)
     voxel = float((high - low).max()) / resolution
     # Off the round numbers that boxes have, where a grid point would lie in a face.

@@ -106,6 +106,25 @@ def test_decimation_that_tears_falls_back_to_a_coarser_grid(monkeypatch):
         watertight(sphere(3), SolidConfig(resolution=32, faces=100))
 
 
+def test_decimation_that_does_not_get_there_falls_back_too(monkeypatch):
+    def refuse(mesh, faces):
+        raise InputError("The mesh falls into too many parts.")
+
+    monkeypatch.setattr("splat.watertight.decimated", refuse)
+    assert len(checked(sphere(4), SolidConfig(resolution=48, faces=6000)).faces) <= 6000
+    with pytest.raises(InputError, match="100 triangles are too few for a closed solid"):
+        watertight(sphere(3), SolidConfig(resolution=32, faces=100))
+
+
+def test_a_mesh_that_is_inside_out_is_turned():
+    ball = sphere(3)
+    outward, inward = (checked(Mesh(ball.vertices, faces)) for faces in (ball.faces, ball.faces.flip(1)))
+    assert volume(inward) == pytest.approx(volume(outward), rel=1e-3)
+    torn = without(ball, middles(ball)[:, 0] > 0.95)
+    outward, inward = (checked(Mesh(torn.vertices, faces)) for faces in (torn.faces, torn.faces.flip(1)))
+    assert volume(inward) == pytest.approx(volume(outward), rel=1e-3)
+
+
 def test_the_closing_triangles_balance_every_edge():
     ball = sphere(3)
     for gone in (middles(ball)[:, 1] < 0, middles(ball)[:, 0] > 0.95, torch.arange(len(ball.faces)) % 50 == 0):
