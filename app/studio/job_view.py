@@ -12,7 +12,7 @@ from app.queue import JobRecord
 from app.studio import html
 from app.studio.downloads import FORMATS, export_command, export_folder
 from app.studio.quick_gradio import gr
-from app.studio.studio import Studio, decimal, kind_of, result_of, sentence
+from app.studio.studio import ERRAND, Studio, decimal, kind_of, result_of, sentence
 from app.studio.visitor import session_of
 from splat.errors import InputError, SplatsmithError
 
@@ -176,6 +176,7 @@ def job_view(studio: Studio, kind: str, welcome: str, more: More | None = None) 
             api_visibility="private",
             show_progress="full",
             show_progress_on=[files],
+            **ERRAND,
         )
     )
     return view

@@ -11,7 +11,7 @@ from app.demo import example_photos
 from app.studio.doctor_view import verdict
 from app.studio.job_view import JobView, job_view
 from app.studio.quick_gradio import gr
-from app.studio.studio import PRESETS, Studio, decimal, one_of, sentence, whole
+from app.studio.studio import ERRAND, PRESETS, Studio, decimal, one_of, sentence, whole
 from app.studio.visitor import session_of
 from app.tooltips import tooltips
 from app.uploads import UploadLimits
@@ -97,7 +97,7 @@ def photos_tab(studio: Studio) -> JobView:
         return [str(path) for path in sorted(example_photos().iterdir())]
 
     quiet = {"api_visibility": "private", "show_progress": "hidden"}
-    look_at = {"api_visibility": "private", "show_progress": "full", "show_progress_on": judged, "concurrency_limit": 8}
+    look_at = {"api_visibility": "private", "show_progress": "full", "show_progress_on": judged, **ERRAND}
     files.upload(lambda: studio.errands.warm_up(), None, None, queue=False, **quiet)
     files.upload(lambda: gr.HTML(visible=True), None, judged, queue=False, **quiet).then(examine, files, judged, **look_at)
     files.clear(lambda: gr.HTML("", visible=False), None, judged, queue=False, **quiet)

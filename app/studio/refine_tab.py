@@ -8,7 +8,7 @@ from pathlib import Path
 from app import commands
 from app.studio.job_view import JobView, job_view
 from app.studio.quick_gradio import gr
-from app.studio.studio import PRESETS, Studio, result_of, sentence, whole
+from app.studio.studio import ERRAND, PRESETS, Studio, result_of, sentence, whole
 from app.studio.visitor import session_of
 from app.tooltips import tooltips
 from splat.errors import InputError, SplatsmithError
@@ -78,7 +78,7 @@ def refine_tab(studio: Studio) -> tuple[JobView, gr.Dropdown]:
 
     inputs = [chosen, way, preset, steps, seed]
     view.look(make.click(submit_refine, inputs, view.selected, api_name="submit_refine", show_progress="hidden"))
-    compare.click(compared, view.selected, slider, api_visibility="private", concurrency_limit=8)
+    compare.click(compared, view.selected, slider, api_visibility="private", **ERRAND)
     return view, chosen
 
 

@@ -66,6 +66,8 @@ class Studio:
         }
 
 
+# Of the handlers that wait for an errand: together they leave most of gradio's 40 threads to those that answer at once.
+ERRAND = {"concurrency_id": "errand", "concurrency_limit": 8}
 PRESETS = ("draft", "standard", "quality")
 
 
