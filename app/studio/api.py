@@ -10,7 +10,7 @@ from typing import Any
 from app.queue import JobRecord
 from app.studio.downloads import FORMATS, export_command, export_folder
 from app.studio.quick_gradio import gr
-from app.studio.studio import Studio, result_of, sentence
+from app.studio.studio import ERRAND, Studio, decimal, result_of, sentence
 from app.studio.visitor import session_of
 from splat.errors import InputError, SplatsmithError
 
@@ -39,8 +39,9 @@ def api(studio: Studio) -> None:
         """Remove a job with all its files."""
         return _asked(lambda: studio.queue.delete(id, session_of(request)) or id)
 
-    def fetch(id, name, request: gr.Request) -> str:
-        """A file of a result: ID or ID/NUMBER, and its name, or the name of a format to be made from it."""
+    def fetch(id, name, real_size, request: gr.Request) -> str:
+        """A file of a result: ID or ID/NUMBER, and its name, or the name of a format to be made from it.
+        real_size is the longest side in metres, for the format print; empty where the scene has its real size."""
 
         def found() -> str:
             record = studio.record(id, request)
@@ -48,8 +49,9 @@ def api(studio: Studio) -> None:
             if folder is None:
                 raise InputError("There is no result yet.")
             if name in FORMATS:
-                place = export_folder(record, folder)
-                for _ in studio.errands.run(export_command(folder, FORMATS[name], place, None)):
+                place, size = export_folder(record, folder), decimal(real_size, "real_size")
+                studio.queue.check_room(session_of(request))
+                for _ in studio.errands.run(export_command(folder, FORMATS[name], place, size)):
                     pass
                 return str(studio.lend(place / FORMATS[name].file))
             if name not in _files(folder):
@@ -62,7 +64,8 @@ def api(studio: Studio) -> None:
         gr.api(function, api_name=function.__name__)
     with gr.Row(visible=False):
         id, name, file = gr.Textbox(label="id"), gr.Textbox(label="name"), gr.File(label="file")
-        gr.Button().click(fetch, [id, name], file, api_name="download", concurrency_limit=8)
+        real_size = gr.Textbox("", label="real_size")
+        gr.Button().click(fetch, [id, name, real_size], file, api_name="download", **ERRAND)
 
 
 def _asked(answer: Any) -> Any:
