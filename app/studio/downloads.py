@@ -13,6 +13,7 @@ from typing import Any
 
 from app import commands
 from app.queue import JobRecord
+from splat.errors import InputError
 from splat.progress import Progress
 
 FILES = {
@@ -73,7 +74,11 @@ def convert(command: commands.Export) -> Generator[Progress, None, None]:
     from app.cli import export
 
     yield Progress("export", 0, 1)
-    command.to.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        for folder in (command.to.parent.parent, command.to.parent):  # exports/ and the result's in it: never the job's own
+            folder.mkdir(exist_ok=True)
+    except FileNotFoundError as error:
+        raise InputError("The job has been deleted, so there is nothing to convert.") from error
     if command.to.suffix != ".zip":
         export(command, "quiet")
     else:

@@ -11,6 +11,7 @@ import torch
 from app import __main__ as entry
 from app import commands, textured_mesh
 from app.scenes import load_scene, read_cameras
+from splat.errors import InputError
 from splat.io.images import read_image
 from splat.io.meshes import load_mesh, save_mesh
 from splat.mesh import Mesh
@@ -110,6 +111,19 @@ def test_a_real_size_is_in_metres_otherwise(result, tmp_path):
     assert splatsmith("export", result, "--to", tmp_path / "a.glb", "--real-size", 0.3) == 0
     vertices = load_mesh(tmp_path / "a.glb").vertices
     assert float((vertices.amax(0) - vertices.amin(0)).max()) == pytest.approx(0.3, rel=1e-4)
+
+
+def test_a_conversion_does_not_bring_a_deleted_job_back(result, tmp_path):
+    from app.studio.downloads import convert
+
+    job = tmp_path / "job"
+    options = commands.Export(scene=result, to=job / "exports" / "scene" / "a.stl", device="cpu", threads=1)
+    with pytest.raises(InputError, match="has been deleted"):
+        list(convert(options))
+    assert not job.exists()
+    job.mkdir()
+    list(convert(options))
+    assert [path.name for path in options.to.parent.iterdir()] == ["a.stl"]
 
 
 def test_usdz_of_a_result(result, tmp_path):
