@@ -114,13 +114,13 @@ def build_page(studio: Studio) -> gr.Blocks:
         for view in (*views, shelf):  # what was under way is found again
             view.look(page.load(lambda: "", None, view.selected, **quiet))
 
-        def fill_refine(request: gr.Request):
-            return refinable(studio, request)
+        def fill_refine(before: str | None, request: gr.Request):
+            return refinable(studio, before, request)
 
         def fill_library(request: gr.Request):
             return space_used(studio, request)
 
-        refine.select(fill_refine, None, chosen, **quiet)
+        refine.select(fill_refine, chosen, chosen, **quiet)
         shelf.look(library.select(fill_library, None, used, **quiet))
     return page
 

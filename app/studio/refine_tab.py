@@ -22,7 +22,10 @@ def refine_tab(studio: Studio) -> tuple[JobView, gr.Dropdown]:
     tips = tooltips(commands.Refine)
     with gr.Row(elem_classes="ss-tab"):
         with gr.Column(scale=2, min_width=300):
-            chosen = gr.Dropdown([], label="Result", info=tips["result"], elem_id="refine-result-choice")
+            # Custom values, since programs and pages older than the server name results that it has not offered them.
+            chosen = gr.Dropdown(
+                [], label="Result", info=tips["result"], allow_custom_value=True, elem_id="refine-result-choice"
+            )
             way = gr.Radio(["steps"], value="steps", label="With", info=tips["way"])
             preset = gr.Radio(PRESETS, value="standard", label="Preset", info=tips["preset"])
             with gr.Accordion("More options", open=False):
@@ -82,15 +85,16 @@ def refine_tab(studio: Studio) -> tuple[JobView, gr.Dropdown]:
     return view, chosen
 
 
-def refinable(studio: Studio, request: gr.Request) -> gr.Dropdown:
-    """This visitor's results that can be refined."""
+def refinable(studio: Studio, chosen: str | None, request: gr.Request) -> gr.Dropdown:
+    """This visitor's results that can be refined; what was chosen before stays, else it is the newest."""
     found = [record for record in studio.queue.jobs(session_of(request)) if record.kind in ("photos", "image", "refine")]
     choices = [
         (f"{record.title}{f' ({folder.name})' if len(record.results) > 1 else ''}", f"{record.id}/{number}")
         for record in found
         for number, folder in enumerate(record.results)
     ]
-    return gr.Dropdown(choices, value=choices[0][1] if choices else None)
+    ids = [id for _, id in choices]
+    return gr.Dropdown(choices, value=chosen if chosen in ids else next(iter(ids), None))
 
 
 def _first_camera(result: Path, place: Path) -> Path:
