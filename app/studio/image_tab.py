@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
@@ -75,27 +76,21 @@ def image_tab(studio: Studio) -> JobView:
             if not 1 <= count <= MOST_VARIATIONS:
                 raise InputError(f"Variations is 1 to {MOST_VARIATIONS}.")
             paths, common = tuple(Path(file) for file in files), studio.common(preset, seed)
-            ids = [
-                studio.queue.submit(
-                    session_of(request),
-                    commands.Image(
-                        inputs=paths,
-                        views=len(paths) > 1,
-                        mask=Path(mask) if mask else None,
-                        elevation=decimal(elevation, "Elevation"),
-                        azimuths=_numbers(azimuths),
-                        temperature=decimal(temperature, "Temperature"),
-                        guidance=decimal(guidance, "Guidance"),
-                        steps=whole(steps, "Steps"),
-                        refine=whole(refine, "Refine"),
-                        fov=decimal(fov, "Angle of view"),
-                        **(common | {"seed": common["seed"] + i}),
-                    ),
-                    paths[0].name if len(paths) == 1 else f"{paths[0].name} and {len(paths) - 1} more views",
-                )
-                for i in range(count)
-            ]
-            return ids[0]
+            command = commands.Image(
+                inputs=paths,
+                views=len(paths) > 1,
+                mask=Path(mask) if mask else None,
+                elevation=decimal(elevation, "Elevation"),
+                azimuths=_numbers(azimuths),
+                temperature=decimal(temperature, "Temperature"),
+                guidance=decimal(guidance, "Guidance"),
+                steps=whole(steps, "Steps"),
+                refine=whole(refine, "Refine"),
+                fov=decimal(fov, "Angle of view"),
+                **common,
+            )
+            title = paths[0].name if len(paths) == 1 else f"{paths[0].name} and {len(paths) - 1} more views"
+            return _submit_all(studio, session_of(request), command, count, title)
         except SplatsmithError as error:
             raise sentence(error) from error
 
@@ -112,6 +107,19 @@ def image_tab(studio: Studio) -> JobView:
     inputs = [files, variations, preset, mask, elevation, azimuths, seed, temperature, guidance, steps, refine, fov]
     view.look(make.click(submit_image, inputs, view.selected, api_name="submit_image", show_progress="hidden"))
     return view
+
+
+def _submit_all(studio: Studio, session: str, command: commands.Image, count: int, title: str) -> str:
+    """`command` with `count` seeds; the id of the first job. Raises `InputError`, which says how many were queued."""
+    ids: list[str] = []
+    for i in range(count):
+        try:
+            ids.append(studio.queue.submit(session, dataclasses.replace(command, seed=command.seed + i), title))
+        except InputError as error:
+            if ids:
+                raise InputError(f"{len(ids)} of {count} variations were queued. {error}") from error
+            raise
+    return ids[0]
 
 
 def example_picture() -> Path:
