@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
+from html import escape
 from pathlib import Path
 
 from app import commands
@@ -44,6 +45,7 @@ def photos_tab(studio: Studio) -> JobView:
                 holdout = gr.Number(0, precision=0, minimum=0, label="Holdout", info=tips["holdout"])
                 intrinsics = gr.Radio(["shared", "per-photo"], value="shared", label="Intrinsics", info=tips["intrinsics"])
                 poses = gr.File(label="Poses: a transforms.json", file_types=[".json"], height=110)
+                gr.HTML(f'<p class="ss-faint">{escape(tips["poses"])}</p>')
                 max_side = gr.Textbox("", label="Max side", info=tips["max_side"])
                 steps = gr.Textbox("", label="Steps", info=tips["steps"])
                 seed = gr.Number(0, precision=0, minimum=0, label="Seed", info=tips["seed"])
