@@ -186,6 +186,7 @@ def _signed_in(gradio_app: Any, request: Request) -> bool:
 def _listen(options: commands.Ui) -> socket.socket:
     if not 1 <= options.port <= 65535:
         raise InputError(f"--port {options.port} is no port; give 1 to 65535.")
+    listener = None
     try:
         family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM)
@@ -193,7 +194,8 @@ def _listen(options: commands.Ui) -> socket.socket:
         listener.bind((options.host, options.port))
         listener.listen(128)
     except OSError as error:
-        listener.close()
+        if listener:
+            listener.close()
         where = f"The page cannot listen on {options.host}:{options.port}"
         if error.errno == errno.EADDRINUSE:
             raise InputError(f"{where}, where another program does; give another --port.") from error
