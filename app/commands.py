@@ -228,6 +228,8 @@ class Export(Machine):
     of the size that --real-size says."""
     real_size: float | None = None
     """Longest side of the mesh in metres; by default the size that it has in the result."""
+    memory_budget: str = "4GB"
+    """Memory that a texture or a solid may take, such as 4GB or 900MB."""
 
 
 @dataclass(frozen=True, kw_only=True)

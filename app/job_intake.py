@@ -26,13 +26,7 @@ def take_in(command: Any, folder: Path, limits: QueueLimits) -> Any:
         if getattr(command, name, None) is not None:
             raise InputError(f"The option {name} names something on the server, and is for the command line alone.")
     home = folder.parent
-    free = shutil.disk_usage(home.parent).free - limits.disk_reserve
-    if free <= 0:
-        left = (free + limits.disk_reserve) / 1e6
-        raise InputError(f"The server's disk is nearly full ({left:.0f} MB free); delete jobs, or try again later.")
-    room = limits.quota - folder_bytes(home)
-    if room <= 0:
-        raise InputError(f"Your jobs fill the {limits.quota / 1e9:.1f} GB that they may have; delete some first.")
+    room, free = room_of(home, limits)
     changes: dict[str, Any] = {"out": folder / "result", "resume": True, "overwrite": False, "quiet": True, "json": False}
     changes["memory_budget"] = _least(command.memory_budget, limits.memory_budget)
     if isinstance(command, commands.Refine):
@@ -52,6 +46,18 @@ def take_in(command: Any, folder: Path, limits: QueueLimits) -> Any:
         changes[name] = admitted if isinstance(value, tuple) else type(value)(whole)
     folder.mkdir(parents=True, exist_ok=True)
     return dataclasses.replace(command, **changes)
+
+
+def room_of(home: Path, limits: QueueLimits) -> tuple[int, int]:
+    """Bytes that a session may still store in its folder `home`, and bytes free on the disk. Raises `InputError` for none."""
+    free = shutil.disk_usage(home.parent).free - limits.disk_reserve
+    if free <= 0:
+        left = (free + limits.disk_reserve) / 1e6
+        raise InputError(f"The server's disk is nearly full ({left:.0f} MB free); delete jobs, or try again later.")
+    room = limits.quota - folder_bytes(home)
+    if room <= 0:
+        raise InputError(f"Your jobs fill the {limits.quota / 1e9:.1f} GB that they may have; delete some first.")
+    return room, free
 
 
 def _least(asked: str, most: int) -> str:

@@ -29,7 +29,7 @@ from typing import Any
 
 from app.console import figures, remaining
 from app.estimate import parse_bytes, rough_memory
-from app.job_intake import take_in
+from app.job_intake import room_of, take_in
 from app.job_store import KINDS, JobStore, State, StoredJob, decode, from_json, to_json
 from app.queue_limits import QueueLimits
 from app.queue_worker import Ended, Prepare, QueueWorker, Step, Task, prepare_pipelines
@@ -204,6 +204,10 @@ class JobQueue:
     def used_bytes(self, session: str) -> int:
         """On disk, of all jobs of the session."""
         return folder_bytes(self.root / _hash(session))
+
+    def check_room(self, session: str) -> None:
+        """Raises `InputError` where the session or the disk has no room for another file."""
+        room_of(self.root / _hash(session), self.limits)
 
     def start(self) -> None:
         """Begin to work: first on what an earlier server left."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from app import commands
-from app.estimate import Estimate
+from app.estimate import Estimate, memory_budget
 from app.jobs import check_disk
 from app.machine import Place, pick_place
 from app.report import read_report
@@ -104,6 +104,11 @@ def export_mesh(options: commands.Export) -> Generator[Progress, None, Path]:
     plan = plan_mesh(options)
     if plan.texture or plan.solid:
         estimate = estimated(plan)
+        if estimate.memory > memory_budget(options.memory_budget):
+            raise InputError(
+                f"{plan.to.name} needs about {estimate.memory / 1e9:.1f} GB of memory, more than --memory-budget "
+                f"{options.memory_budget}; give more{', or a smaller --texture' if plan.texture else ''}."
+            )
         check_disk(plan.to, estimate.disk)
         values = {"seconds": estimate.seconds, "memory": estimate.memory}
         yield Progress("estimate", 1, 1, estimate.sentence(f"{plan.to.name} on {plan.place.device}"), values=values)

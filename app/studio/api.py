@@ -50,6 +50,7 @@ def api(studio: Studio) -> None:
                 raise InputError("There is no result yet.")
             if name in FORMATS:
                 place, size = export_folder(record, folder), decimal(real_size, "real_size")
+                studio.queue.check_room(session_of(request))
                 for _ in studio.errands.run(export_command(folder, FORMATS[name], place, size)):
                     pass
                 return str(studio.lend(place / FORMATS[name].file))

@@ -53,6 +53,7 @@ class Errands:
     folder: Path  # for what is thrown away
     threads: int
     prepare: Prepare = prepare_errands
+    memory_budget: int = 4_000_000_000  # bytes of one errand; by default that of the command line
     _worker: QueueWorker | None = None
     _turn: threading.Lock = field(default_factory=threading.Lock)
     _closing: threading.Timer | None = None
@@ -102,6 +103,8 @@ class Errands:
         self._worker = worker = self._worker or QueueWorker(self.prepare, self.threads)
         if hasattr(command, "threads"):
             command = dataclasses.replace(command, threads=self.threads)
+        if hasattr(command, "memory_budget"):
+            command = dataclasses.replace(command, memory_budget=f"{self.memory_budget / 1e6:.0f}MB")
         task = Task(secrets.token_hex(8), command, self.folder / "live.png")
         deadline = time.monotonic() + MOST_SECONDS
         with closing(_Hand(worker, self._lose)) as hand:

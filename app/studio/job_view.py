@@ -140,6 +140,7 @@ class JobView:
             if wanted.needs_mesh and not (folder / "mesh.glb").is_file():
                 raise InputError("This result has no mesh: its splats show no closed surface.")
             target = export_folder(record, folder)
+            self.studio.queue.check_room(session_of(request))
             for _ in self.studio.errands.run(export_command(folder, wanted, target, decimal(real_size, "The size"))):
                 pass
         except SplatsmithError as error:

@@ -48,7 +48,8 @@ def serve(options: commands.Ui, prepare: Prepare = prepare_pipelines, prepare_sh
     queue = errands = None
     try:
         queue = JobQueue(options.root or default_root(), QueueLimits.of(options), prepare)
-        errands = Errands(uploads, queue.limits.threads or os.cpu_count() or 1, prepare_short)
+        limits = queue.limits
+        errands = Errands(uploads, limits.threads or os.cpu_count() or 1, prepare_short, limits.memory_budget)
         app = build_app(Studio(queue, errands, uploads / "uploads", options), sign_in(options))
         queue.start()
         _run(app, listener, options)

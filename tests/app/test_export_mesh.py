@@ -153,6 +153,8 @@ def test_a_result_without_a_mesh_gets_one_from_its_splats(result, tmp_path):
         ("{t}/nothing --to {t}/x.glb", "does not exist"), ("{t} --to {t}/x.glb --for game", "not a result folder"),
         ("{r} --to {t}/x.stl --for print --real-size 1 --convention 3dgs", "upright"),
         ("{r} --to {r}/mesh.glb --faces 100", "belongs to the result"),
+        ("{r} --to {t}/x.glb --texture 4096 --memory-budget 2GB", "2.9 GB of memory, more than --memory-budget 2GB"),
+        ("{r} --to {t}/x.stl --for print --real-size 1 --memory-budget 900MB", "more than --memory-budget 900MB; give more."),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_one_sentence(result, tmp_path, capsys, words, told):

@@ -356,12 +356,15 @@ def test_quota_and_disk(opened, tmp_path):
     with pytest.raises(InputError, match=r"0\.1 MB and there is room for 0\.0 MB; delete jobs first"):
         queue.submit("me", command, "t")
     queue.submit("you", command, "t")
+    queue.check_room("me")
     queue.limits = QueueLimits(quota=50_000)
-    with pytest.raises(InputError, match="fill the"):
-        queue.submit("me", command, "t")
+    for ask in (lambda: queue.submit("me", command, "t"), lambda: queue.check_room("me")):
+        with pytest.raises(InputError, match="fill the"):
+            ask()
     queue.limits = QueueLimits(disk_reserve=10**18)
-    with pytest.raises(InputError, match="nearly full"):
-        queue.submit("other", command, "t")
+    for ask in (lambda: queue.submit("other", command, "t"), lambda: queue.check_room("me")):
+        with pytest.raises(InputError, match="nearly full"):
+            ask()
     assert len(queue.jobs("me")) == 1 and not list((tmp_path / "root").glob("*/*/*.tmp"))
 
 
