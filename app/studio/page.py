@@ -184,6 +184,13 @@ def _signed_in(gradio_app: Any, request: Request) -> bool:
     return any(request.cookies.get(name) in gradio_app.tokens for name in names)
 
 
+def _open_to_all(options: commands.Ui) -> str | None:
+    """A warning where others than this machine's users reach the page, and nobody is asked who they are."""
+    if options.host in ("127.0.0.1", "::1", "localhost") or sign_in(options):
+        return None
+    return f"Everybody who reaches {options.host} may use the page; --auth-file makes it ask for a name and a password."
+
+
 def _listen(options: commands.Ui) -> socket.socket:
     if not 1 <= options.port <= 65535:
         raise InputError(f"--port {options.port} is no port; give 1 to 65535.")
@@ -210,6 +217,8 @@ def _run(app: FastAPI, listener: socket.socket, options: commands.Ui) -> None:
     host = f"[{options.host}]" if ":" in options.host else options.host
     if not options.quiet:
         print(f"The page is at http://{host}:{options.port} (Ctrl-C ends it).", flush=True)
+    if warning := _open_to_all(options):
+        print(warning, file=sys.stderr)
     # Uvicorn ends in order and then passes the signal on, which would end this process before the workers are told.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=2)

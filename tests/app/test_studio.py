@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import importlib.util
 import io
 import json
 import os
@@ -396,6 +397,15 @@ def test_name_and_password(tmp_path, monkeypatch):
         sign_in(commands.Ui(auth_file=tmp_path / "none"))
 
 
+def test_a_page_that_is_open_to_all_says_so(monkeypatch):
+    from app.studio.page import _open_to_all
+
+    monkeypatch.delenv("SPLATSMITH_AUTH", raising=False)
+    assert _open_to_all(commands.Ui()) is None
+    assert "Everybody who reaches 0.0.0.0" in _open_to_all(commands.Ui(host="0.0.0.0"))
+    assert _open_to_all(commands.Ui(host="0.0.0.0", auth="anna:secret")) is None
+
+
 def test_it_listens_on_this_machine_alone_and_says_when_it_cannot():
     from app.studio.page import _listen
 
@@ -463,29 +473,50 @@ def test_what_was_chosen_to_be_refined_stays(result):
     assert refinable(studio, "deleted/0", asking()).value == f"{'1' * 16}/0"
 
 
-def test_who_waits_for_errands_leaves_threads_to_others_and_prints_have_their_size(result, tmp_path):
-    from app.studio.page import build_page
-    from app.studio.studio import Studio
+# In a process of its own: gradio leaves event loops open where it lays a page out.
+DOWNLOAD = """
+import json, sys
+from pathlib import Path
+from types import SimpleNamespace
+from app import commands
+from app.studio.page import build_page
+from app.studio.studio import Studio
 
-    asked = []
+result, asked = Path(sys.argv[1]), []
 
-    def run(command):
-        asked.append(command)
-        command.to.parent.mkdir(parents=True)
-        command.to.write_bytes(b"solid")
-        return ()
+def run(command):
+    asked.append(command)
+    command.to.parent.mkdir(parents=True)
+    command.to.write_bytes(b"solid")
+    return ()
 
-    queue = SimpleNamespace(get=lambda id, session: record(result), check_room=lambda session: None)
-    page = build_page(Studio(queue, SimpleNamespace(run=run), tmp_path / "uploads", commands.Ui()))
-    waiting = [fn for fn in page.fns.values() if fn.concurrency_id == "errand"]
-    assert {fn.name for fn in waiting} == {"examine", "convert", "compared", "fetch"}
-    assert {fn.concurrency_limit for fn in waiting} == {8}, "gradio has 40 threads"
-    fetch = next(fn.fn for fn in waiting if fn.api_name == "download")
-    shutil.rmtree(result.parent / "exports", ignore_errors=True)
-    assert Path(fetch("00112233aabbccdd", "print", "0.2", asking())).read_bytes() == b"solid"
-    assert asked[0].purpose == "print" and asked[0].real_size == 0.2
-    *_, size = page.get_api_info()["named_endpoints"]["/download"]["parameters"]
-    assert size["parameter_name"] == "real_size" and size["parameter_has_default"]
+record = SimpleNamespace(out=result, results=(result,))
+queue = SimpleNamespace(get=lambda id, session: record, check_room=lambda session: None)
+page = build_page(Studio(queue, SimpleNamespace(run=run), result.parent / "uploads", commands.Ui()))
+waiting = [fn for fn in page.fns.values() if fn.concurrency_id == "errand"]
+fetch = next(fn.fn for fn in waiting if fn.api_name == "download")
+made = fetch("00112233aabbccdd", "print", "0.2", SimpleNamespace(headers={}))
+refine = next(fn.inputs[0] for fn in page.fns.values() if fn.api_name == "submit_refine")
+size = page.get_api_info()["named_endpoints"]["/download"]["parameters"][-1]
+print(json.dumps({
+    "waiting": sorted({fn.name for fn in waiting}), "limits": sorted({fn.concurrency_limit for fn in waiting}),
+    "made": Path(made).read_text(), "size": asked[0].real_size, "purpose": asked[0].purpose,
+    "refined": refine.preprocess("00112233aabbccdd/0"), "parameter": [size["parameter_name"], size["parameter_has_default"]],
+}))
+"""
+
+
+def test_who_waits_for_errands_leaves_threads_to_others_and_prints_have_their_size(tmp_path):
+    words = [sys.executable, "-c", DOWNLOAD, str(tmp_path / "job" / "result")]
+    (tmp_path / "job" / "result").mkdir(parents=True)
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["waiting"] == ["compared", "convert", "examine", "fetch"]
+    assert told["limits"] == [8], "gradio has 40 threads"
+    assert (told["made"], told["purpose"], told["size"]) == ("solid", "print", 0.2)
+    assert told["parameter"] == ["real_size", True]
+    assert told["refined"] == "00112233aabbccdd/0", "a program may name a result that no page has offered"
 
 
 def test_usdz_is_offered_where_it_can_be_made():
