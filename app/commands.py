@@ -305,6 +305,9 @@ class Train(Machine):
     """Objects at a time, in the steps that read objects."""
     space: Literal["pixel", "latent"] = "pixel"
     """What image-denoiser denoises: small pictures, or latents of the autoencoder trained before."""
+    own: float = 0
+    """Share of image-denoiser's noisy examples that are denoised from its own first answer, as a sampler does: for the last
+    steps of a long run."""
     text: bool = False
     """The network of image-denoiser also takes a sentence about the object; it learns from their nouns."""
     clip: Path | None = None

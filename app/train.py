@@ -35,8 +35,8 @@ def train(options: Train) -> Generator[Progress, None, Path]:
 
 
 def _text_step(options: Train, step: str, device: str) -> Generator[Progress, None, Path]:
-    if options.space != "pixel" or options.text:
-        raise InputError(f"{options.step} denoises no pictures; --space and --text are for image-denoiser.")
+    if options.space != "pixel" or options.text or options.own:
+        raise InputError(f"{options.step} denoises no pictures; --space, --text and --own are for image-denoiser.")
     from diffusion.text_encoder import ClipConfig
     from diffusion.train_dense import SIZES
     from diffusion.train_text import TextTrainConfig, train_text
@@ -56,11 +56,13 @@ def _image_step(options: Train, step: str, device: str) -> Generator[Progress, N
 
     if options.clip is not None:
         raise InputError(f"{options.step} reads no sentences; --clip is for the steps of text to 3-D.")
-    if (options.space != "pixel" or options.text) and step != "denoiser":
-        raise InputError(f"{options.step} denoises nothing; --space and --text are for image-denoiser.")
+    if (options.space != "pixel" or options.text or options.own) and step != "denoiser":
+        raise InputError(f"{options.step} denoises nothing; --space, --text and --own are for image-denoiser.")
+    if not 0 <= options.own <= 1:
+        raise InputError(f"--own {options.own:g} is no share; give 0 to 1.")
     config = ImageTrainConfig(
         minutes=options.minutes, workers=options.workers, device=device, space=options.space,
-        presumed_licences=options.presumed_licences, denoiser=MultiviewTrainConfig(text=options.text),
+        presumed_licences=options.presumed_licences, denoiser=MultiviewTrainConfig(text=options.text, own=options.own),
     )  # fmt: skip
     return train_image(step, options.work, options.objects, _with_own(config, options, "image", step))
 

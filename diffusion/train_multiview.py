@@ -49,17 +49,19 @@ class MultiviewTrainConfig:
     pure: float = 0.35  # share of the objects whose unknown views are nothing but noise
     log_snr_mean: float = -1.5  # of ln(alpha / sigma) of the others
     log_snr_std: float = 1.5
+    own: float = 0.0  # share of the others that are denoised from the network's own first answer, as a sampler does
+    own_noise: float = 0.35  # how much of its deviation the noise has then: the sampler's temperature
     turn_hues: float = 0.3  # share of the objects whose colours are turned round the grey axis
     depth_weight: float = 0.1
     alpha_weight: float = 0.5
     ssim_weight: float = 0.0  # of 1 - SSIM beside the squared error
     text: bool = False  # the network also sees a sentence about the object, its noun
     no_text: float = 0.4  # share of the objects whose sentence it does not see
-    relative: float = 0.0  # 1 divides each object's error by itself, as PSNR judges, 0 leaves it: what is between is its power
+    relative: float = 1.0  # 1 divides each object's error by itself, as PSNR judges, 0 leaves it: what is between is its power
     seen_weight: float = 1.0  # of the views that are denoised, against 1 of the extra ones
     bottleneck: Literal["splats", "none"] = "splats"  # none is the control without Gaussians: every view by itself
     loop: TrainConfig = field(
-        default_factory=lambda: TrainConfig(steps=3200, lr=6e-4, warmup=100, average=0.995, bf16=True, weight_decay=0.02)
+        default_factory=lambda: TrainConfig(steps=7300, lr=6e-4, warmup=100, average=0.997, bf16=True, weight_decay=0.02)
     )
 
 
@@ -151,6 +153,7 @@ class MultiviewLoss:
             x0 = self.space.encode(seen.flatten(0, 1)).unflatten(0, seen.shape[:2])
         noise = torch.randn(x0.shape, generator=generator).to(device)
         a, s = (v[:, None, None, None, None] for v in (alpha, sigma))
+        own = (~pure & (torch.rand(n, generator=generator) < c.own)).to(device) if c.own else None
         cameras = [cams.to(device) for cams in batch.cameras]
         half = seen.shape[-1] // 2
         rays = torch.stack(
@@ -160,6 +163,10 @@ class MultiviewLoss:
         if self.text is not None:
             heard = torch.rand(n, 1, generator=generator) >= c.no_text
             told["text"] = (self.text[torch.from_numpy(self.bank.objects[rows.numpy()])] * heard).to(device)
+        if own is not None and bool(own.any()):
+            first = self._first_answer(network, noise[own], [v[own] for v in (seen, is_clean, rays)], told, own, cameras)
+            x0, noise = x0.clone(), noise.clone()
+            x0[own], noise[own] = first, c.own_noise * noise[own]
         with half_precision(c.loop, network):
             maps = network(a * x0 + s * noise, seen, is_clean, alpha, sigma, rays, **told).float()
         total, errors = torch.zeros((), device=device), []
@@ -184,6 +191,30 @@ class MultiviewLoss:
         figures = {"pure": float(e[pure].mean()) if bool(pure.any()) else math.nan}
         figures["noisy"] = float(e[~pure].mean()) if bool((~pure).any()) else math.nan
         return total / n, {k: v for k, v in figures.items() if math.isfinite(v)}
+
+    @torch.no_grad()
+    def _first_answer(
+        self, network, noise: Tensor, given: list[Tensor], told: dict, own: Tensor, cameras: list[Cameras]
+    ) -> Tensor:
+        """x_0 [K, V, C, h, w] of the objects `own` [B] after a sampler's first call, from pure noise [K, V, C, h, w].
+
+        Later calls see what the earlier ones made, not the truth with noise; without such examples they make it worse.
+        """
+        c = self.config
+        seen, is_clean, rays = given
+        level = torch.full((len(noise),), PURE_NOISE, device=noise.device)
+        alpha, sigma = torch.sigmoid(2 * level).sqrt(), torch.sigmoid(-2 * level).sqrt()
+        with half_precision(c.loop, network):
+            heard = {name: value[own] for name, value in told.items()}
+            maps = network(c.own_noise * noise, seen, is_clean, alpha, sigma, rays, **heard).float()
+        made = []
+        for i, b in enumerate(own.nonzero().flatten().tolist()):
+            if c.bottleneck == "splats":
+                made.append(drawn(to_splats(maps[i], cameras[b][: c.views], seen[i], is_clean[i]), cameras[b][: c.views]))
+            else:
+                made.append(to_pictures(maps[i]))
+        pictures = torch.stack(made)
+        return self.space.encode(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2])
 
 
 def _dissimilarity(made: Tensor, true: Tensor) -> Tensor:

@@ -229,6 +229,28 @@ class TestLoss:
         assert error == same and plain == pytest.approx(error, rel=1e-5)
         assert relative < 0.1 / 0.9 < plain  # e * 0.1 / (e + 0.01) is below 0.1 for every e
 
+    def test_a_share_is_denoised_from_the_networks_own_first_answer(self, bank):
+        """Two calls: the first from quiet pure noise; the second sees its render with the same noise."""
+        config = dataclasses.replace(
+            TINY, batch=3, own=1.0, pure=0.0, more_clean=0, no_clean=0, log_snr_mean=1.0, log_snr_std=0.0
+        )
+        network, calls, encoded = new_multiview(bank, PixelSpace(), config), [], []
+        network.register_forward_pre_hook(lambda _, args: calls.append([a.clone() for a in args]))
+
+        class Overheard(PixelSpace):
+            def encode(self, pictures):
+                encoded.append(super().encode(pictures))
+                return encoded[-1]
+
+        rows = torch.from_numpy(bank.examples("train"))
+        MultiviewLoss(bank, Overheard(), torch.ones(len(rows)), rows, config)(network, torch.Generator().manual_seed(3))
+        (first, *_, sigma, _), (second, _, _, a, s, _) = calls
+        truth, answer = (e.unflatten(0, first.shape[:2]) for e in encoded)
+        assert float(sigma.min()) > 0.999 and float(first.std()) == pytest.approx(0.35, rel=0.05)
+        a, s = a[:, None, None, None, None], s[:, None, None, None, None]
+        torch.testing.assert_close(second, a * answer + s * first)
+        assert not torch.allclose(answer, truth, atol=0.05)
+
     @pytest.mark.parametrize("no_text", [0.0, 1.0])
     def test_every_object_comes_with_its_own_sentence_or_none(self, bank, no_text):
         config = dataclasses.replace(TINY, batch=6, text=True, no_text=no_text, turn_hues=0)
