@@ -219,7 +219,7 @@ def _lgm_parameters(folder: Path | None, items: Sequence[ImageItem]) -> float:
     beside = multiview_folder(folder)
     if not beside.is_dir() and any(len(item.pictures) == 1 for item in items):
         raise InputError(
-            f"LGM makes an object of four pictures and {beside}, the multiview pipeline that makes four of one, does not exist; "
+            f"LGM makes an object of four pictures, and {beside}, the multiview pipeline that makes four of one, is not there; "
             "put one there (docs/public-checkpoints.md), or give four pictures with --views."
         )
     files = [find_lgm(folder), *beside.rglob("*.safetensors")]
