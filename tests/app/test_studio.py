@@ -373,6 +373,7 @@ def test_every_format_is_a_command_of_export(tmp_path):
 def test_the_server_s_process_imports_nothing_heavy():
     code = (
         "import sys, app.studio.page\n"
+        "import gradio.cli; assert callable(gradio.cli.cli) and callable(gradio.cli.deploy)\n"  # left out only for the moment
         "print(*sorted({'torch', 'open3d', 'cv2', 'pycolmap', 'kornia', 'transformers', 'diffusers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], cwd=ROOT, capture_output=True, text=True)
