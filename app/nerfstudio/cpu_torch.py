@@ -35,6 +35,18 @@ def declare_operators() -> None:
     _declared.append(library)
 
 
+def allow_plain_numbers() -> None:
+    """Let checkpoints of nerfstudio load: their learning rates are numbers of numpy, which torch 2.6 and later refuse.
+
+    Nothing that could run code is allowed with them.
+    """
+    import numpy
+    import torch
+
+    scalar = numpy.float64(0).__reduce__()[0]  # what makes one of its bytes; its module's name changed with numpy 2
+    torch.serialization.add_safe_globals([(scalar, "numpy.core.multiarray.scalar"), numpy.dtype, type(numpy.dtype("float64"))])
+
+
 def open_result(result: Path, out: Path) -> Path:
     """Lay out a result folder as a nerfstudio run in `out`, for ns-viewer and ns-export; returns its config.yml."""
     from datetime import datetime
@@ -74,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"Give one of {', '.join(COMMANDS)} with nerfstudio's own options, or: open RESULT OUT", file=sys.stderr)
         return 2
     declare_operators()
+    allow_plain_numbers()
     if command == "open":
         from splat.errors import SplatsmithError
 

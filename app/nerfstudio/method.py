@@ -139,7 +139,7 @@ class SplatsmithModel(SplatfactoModel):
         }
 
     def step_post_backward(self, step: int) -> None:
-        if self.config.densify:
+        if self.config.densify and step > 0:  # gsplat 1.4 makes all Gaussians faint in step 0, also those of a fitted scene
             super().step_post_backward(step)
 
     def get_image_metrics_and_images(
