@@ -72,4 +72,4 @@ def test_bad_input_is_a_sentence(queue, tmp_path):
     job = wait_for(queue, queue.submit("me", commands.Photos(inputs=(tmp_path / "a.jpg",), out=Path("x")), "bad"))
     assert job.state == "failed" and "a.jpg" in job.error and not job.out.exists()
     job = wait_for(queue, queue.submit("me", commands.Text(sentences=("a" * 5000,), out=Path("x")), "long"))
-    assert job.state == "failed" and job.error.endswith(".")
+    assert job.state == "done" and job.notices, job  # made all the same, with a word about what the model knows
