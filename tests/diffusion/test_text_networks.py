@@ -6,7 +6,7 @@ import torch
 from diffusion.field import field_of_volume
 from diffusion.models.attribute_predictor import AttributePredictor, _around
 from diffusion.models.latent_denoiser import LatentDenoiser
-from diffusion.models.volume_unet import VolumeUNet, _Conv3d, _unfolded
+from diffusion.models.volume_unet import GVGEN, VolumeUNet, _Conv3d, _unfolded
 from diffusion.volume import ACTIVE_LOGIT, EMPTY, OPACITY, SplatVolume, node_positions
 from splat.gaussians import Splats
 
@@ -87,6 +87,35 @@ def test_unet_shapes_and_padding(finer, timed):
     tokens[:, 3:] = 9.0
     assert torch.allclose(network(x, tokens, mask, time), out, atol=1e-5)
     assert timed == (not torch.allclose(network(x, tokens, mask, torch.zeros(2)), out))
+
+
+def test_gvgen_at_reduced_width_overfits_one_batch():
+    """The published configuration, eight channels wide, as the distance-field denoiser: x_0 prediction of two fields."""
+    torch.manual_seed(0)
+    small = {**GVGEN, "channels": 8, "head_dim": 8, "text_dim": 16}
+    network = VolumeUNet(1, 1, **small)
+    tokens, mask, _ = text(2)
+    x0 = torch.zeros(2, 1, 8, 8, 8)
+    x0[0, :, 2:5, 2:6, 1:7], x0[1, :, :, 3:5, 3:5] = 1, 1
+    noisy, time = 0.5 * x0 + 0.87 * torch.randn_like(x0), torch.tensor([600.0, 600.0])
+    optimiser = torch.optim.Adam(network.parameters(), lr=3e-3)
+    errors = []
+    for _ in range(60):
+        error = (network(noisy, tokens, mask, time) - x0).square().mean()
+        optimiser.zero_grad()
+        error.backward()
+        optimiser.step()
+        errors.append(float(error.detach()))
+    assert errors[-1] < 0.05 * errors[0], errors[::10]
+
+
+@pytest.mark.slow
+def test_gvgen_at_full_size_builds():
+    with torch.device("meta"):
+        first = VolumeUNet(1, 1, **GVGEN)
+        second = VolumeUNet(1, 13, **GVGEN, timed=False)
+    assert first.config.channels == second.config.channels == 224
+    assert 3e8 < sum(p.numel() for p in first.parameters()) < 3e9
 
 
 @pytest.mark.parametrize("side", [2, 4, 8])
