@@ -353,6 +353,8 @@ class Ui(Machine):
     """Who may enter. Other users of this machine can read it here; SPLATSMITH_AUTH or --auth-file keep it to yourself."""
     auth_file: Annotated[Path | None, arg(metavar="FILE")] = None
     """File that holds USER:PASSWORD."""
+    server_name: tuple[str, ...] = ()
+    """Names that a proxy in front of the page passes on as the host; without --auth other names than localhost are refused."""
 
 
 Command = (

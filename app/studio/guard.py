@@ -6,11 +6,13 @@ Gradio itself would fetch pages that a visitor names by URL, take uploads of any
 from __future__ import annotations
 
 import collections
+import ipaddress
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
@@ -37,6 +39,7 @@ class Guard:
     app: Callable
     uploads: Path  # folder of gradio's uploads
     upload_bytes: int  # most of one request
+    names: frozenset[str] | None = None  # by which the server may be asked for beside addresses; None: by any
     tries: dict[str, collections.deque[float]] = field(default_factory=dict)  # passwords, by address
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
@@ -66,6 +69,8 @@ class Guard:
         await (refused or self.app)(scope, receive, answer)
 
     def _refused(self, scope: dict, headers: Headers) -> PlainTextResponse | None:
+        if not self._asked_for(headers.get("host", "")):
+            return PlainTextResponse("The page does not go by this name; --server-name gives it one.", 421)
         path = scope["path"].lower()
         if "/proxy=" in path or "/file=http" in path:
             return PlainTextResponse("Nothing is fetched from other servers.", 403)
@@ -76,6 +81,14 @@ class Guard:
         if scope["method"] in ("POST", "PUT", "PATCH"):
             return self._too_large(headers, is_upload=path.rstrip("/").endswith("/upload"))
         return None
+
+    def _asked_for(self, host: str) -> bool:
+        """A web site whose name is made to point at this machine (DNS rebinding) comes by that name, never by an address."""
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            name = ""
+        return self.names is None or name in self.names or _is_address(name)
 
     def _too_large(self, headers: Headers, is_upload: bool) -> PlainTextResponse | None:
         """By the length that the request states, which the server holds it to where it has no Transfer-Encoding."""
@@ -101,3 +114,11 @@ class Guard:
             return False
         times.append(now)
         return True
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

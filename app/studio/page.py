@@ -89,7 +89,10 @@ def build_app(studio: Studio, auth: tuple[str, str] | None = None) -> FastAPI:
     )
     inner = app.routes[-1].app  # gradio's
     app.router.routes[:0] = file_routes(studio.queue, lambda request: _signed_in(inner, request), studio.errands.folder)
-    app.add_middleware(Guard, uploads=studio.uploads, upload_bytes=studio.queue.limits.uploads.bytes + 1_000_000)
+    most = studio.queue.limits.uploads.bytes + 1_000_000
+    # A password keeps strangers' web sites out as well, and on a network the machine may go by any name.
+    names = None if auth or not _is_private(studio.options) else {"localhost", *studio.options.server_name}
+    app.add_middleware(Guard, uploads=studio.uploads, upload_bytes=most, names=names and frozenset(n.lower() for n in names))
     return app
 
 
@@ -184,9 +187,14 @@ def _signed_in(gradio_app: Any, request: Request) -> bool:
     return any(request.cookies.get(name) in gradio_app.tokens for name in names)
 
 
+def _is_private(options: commands.Ui) -> bool:
+    """Whether only this machine's programs reach the page."""
+    return options.host in ("127.0.0.1", "::1", "localhost")
+
+
 def _open_to_all(options: commands.Ui) -> str | None:
     """A warning where others than this machine's users reach the page, and nobody is asked who they are."""
-    if options.host in ("127.0.0.1", "::1", "localhost") or sign_in(options):
+    if _is_private(options) or sign_in(options):
         return None
     return f"Everybody who reaches {options.host} may use the page; --auth-file makes it ask for a name and a password."
 

@@ -135,6 +135,27 @@ def test_sizes_are_judged_before_anything_is_read(guard, tmp_path):
     assert sending("600000")[0] == 507 and sending("400000")[0] == 200
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:7860", 200),
+        ("LOCALHOST", 200),
+        ("127.0.0.1:7860", 200),
+        ("[::1]:7860", 200),
+        ("192.168.1.7", 200),
+        ("studio.example.org", 200),
+        ("evil.example.org:7860", 421),
+        ("localhost.evil.example.org", 421),
+        ("", 421),
+        ("[::1", 421),
+    ],
+)
+def test_a_page_for_this_machine_answers_to_no_foreign_name(tmp_path, host, status):
+    guard = Guard(inside, tmp_path, 1_000_000, names=frozenset({"localhost", "studio.example.org"}))
+    assert through(guard, "/", headers={"Host": host})[0] == status
+    assert through(Guard(inside, tmp_path, 1_000_000), "/", headers={"Host": host})[0] == 200
+
+
 def test_a_real_server_reads_no_more_than_was_stated(tmp_path):
     import uvicorn
 
