@@ -22,14 +22,13 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from app.console import figures, remaining
 from app.estimate import parse_bytes, rough_memory
 from app.job_intake import room_of, take_in
+from app.job_record import JobRecord, LiveJob, record_of
 from app.job_store import KINDS, JobStore, State, StoredJob, decode, from_json, to_json
 from app.queue_limits import QueueLimits
 from app.queue_worker import Ended, Prepare, QueueWorker, Step, Task, prepare_pipelines
@@ -52,44 +51,6 @@ SESSION = re.compile(r"[0-9a-f]{64}")
 JOB = re.compile(r"[0-9a-f]{16}")
 
 
-@dataclass(frozen=True)
-class JobRecord:
-    """A job as it stands at one moment."""
-
-    id: str
-    session: str  # SHA-256 of the session
-    kind: str  # "photos", "image", "text", "refine"
-    title: str
-    options: dict[str, Any]  # of the command, in plain values; files by name alone
-    state: State
-    position: int | None  # in the queue, the next one is 1; None when it does not wait
-    stage: str  # of `Progress`, "" before the first
-    step: int
-    total: int
-    note: str
-    eta_s: float | None  # seconds left, None when unknown
-    submitted: float  # seconds since 1970, as the two below
-    started: float | None
-    finished: float | None
-    notices: tuple[str, ...]
-    out: Path  # result folder, or folder of results; complete when the job is done
-    results: tuple[Path, ...]  # complete result folders so far: `out` itself, or those in it
-    preview: Path | None  # newest live picture, PNG
-    error: str | None
-    source: Path | None = None  # result folder that a refine job began from
-
-
-@dataclass
-class _Live:
-    """What is known of a job only while it runs."""
-
-    progress: Progress = field(default_factory=lambda: Progress("", 0, 1))
-    stage_began: float = 0.0  # monotonic clock, as `began`
-    began: float = 0.0
-    seconds: float = 0.0  # estimate of the whole job
-    cancelled: bool = False
-
-
 class JobQueue:
     """The queue on the folder `root`. All methods may be called from any thread."""
 
@@ -108,7 +69,7 @@ class JobQueue:
             raise
         self._lock = threading.RLock()
         self._jobs: dict[str, StoredJob] = {}  # in the order of the queue
-        self._live: dict[str, _Live] = {}
+        self._live: dict[str, LiveJob] = {}
         self._told: dict[str, JobRecord] = {}  # of jobs that have ended: the page asks for all of them each second
         self._unsaved: set[str] = set()  # changes that the disk refused; written when it takes them again
         self._asked: dict[str, collections.deque[float]] = {}  # when each session submitted within the last minute
@@ -381,7 +342,7 @@ class JobQueue:
                 return
             self._workers.append(idle)
         now = time.monotonic()
-        self._live[job.id] = _Live(began=now, stage_began=now)
+        self._live[job.id] = LiveJob(began=now, stage_began=now)
         job.state, job.started, job.finished, job.error = "running", time.time(), None, None
         self._save(job)
         idle.give(Task(job.id, command, self._folder(job) / "live.png"))
@@ -524,34 +485,8 @@ class JobQueue:
         return self._told[job.id]
 
     def _looked_up(self, job: StoredJob, waiting: list[StoredJob]) -> JobRecord:
-        live = self._live.get(job.id)
-        event = live.progress if live else Progress("", 0, 0)
-        folder = self._folder(job)
-        out, preview = folder / "result", folder / "live.png"
-        note, options = "Stopping" if live and live.cancelled else figures(event), json.loads(job.command)
-        return JobRecord(
-            id=job.id,
-            session=job.session,
-            kind=job.kind,
-            title=job.title,
-            options={name: _told(value) for name, value in options.items()},
-            state=job.state,
-            position=waiting.index(job) + 1 if job.state == "queued" else None,
-            stage=event.stage,
-            step=event.step,
-            total=event.total,
-            note=note,
-            eta_s=_seconds_left(live) if live else None,
-            submitted=job.submitted,
-            started=job.started,
-            finished=job.finished,
-            notices=job.notices,
-            out=out,
-            results=_results(out),
-            preview=preview if preview.is_file() else None,
-            error=job.error,
-            source=decode(options["result"], self.root) if "result" in options else None,
-        )
+        position = waiting.index(job) + 1 if job.state == "queued" else None
+        return record_of(job, self._live.get(job.id), position, self.root)
 
     def _open_jobs(self) -> None:
         """What an earlier server left: jobs that ran are interrupted, and folders without a job are removed."""
@@ -598,28 +533,9 @@ def _clean(title: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in title).split())[:TITLE_LENGTH]
 
 
-def _told(value: Any) -> Any:
-    """A stored option without the server's folders."""
-    if isinstance(value, list):
-        return [_told(part) for part in value]
-    return Path(next(iter(value.values()))).name if isinstance(value, dict) else value
-
-
-def _results(out: Path) -> tuple[Path, ...]:
-    if is_complete(out):
-        return (out,)
-    return tuple(sorted(path.parent for path in out.glob("*/report.json") if not path.parent.name.endswith(".partial")))
-
-
 def _whole(root: Path, job: StoredJob) -> bool:
     """Whether the one result of a job is in place; a job of several says so itself, when it is made again."""
     return job.kind in ("photos", "refine") and is_complete(root / job.session / job.id / "result")
-
-
-def _seconds_left(live: _Live) -> float | None:
-    now, event = time.monotonic(), live.progress
-    stage = remaining(now - live.stage_began, event.step, event.total)
-    return max(live.seconds - (now - live.began), stage) or None
 
 
 def _remove_empty(folder: Path) -> None:

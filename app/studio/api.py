@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.queue import JobRecord
+from app.job_record import JobRecord
 from app.studio.downloads import FORMATS, export_command, export_folder
 from app.studio.quick_gradio import gr
 from app.studio.studio import ERRAND, Studio, decimal, result_of, sentence

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from app import commands
-from app.queue import JobRecord
+from app.job_record import JobRecord
 from splat.errors import InputError
 from splat.progress import Progress
 

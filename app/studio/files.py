@@ -19,7 +19,8 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from app.queue import JobQueue, JobRecord
+from app.job_record import JobRecord
+from app.queue import JobQueue
 from app.result_folder import write_atomic
 from app.studio.visitor import session_of
 from splat.errors import InputError

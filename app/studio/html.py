@@ -12,7 +12,7 @@ from urllib.parse import quote, urlencode
 
 from app.batch import read_batch
 from app.estimate import clock
-from app.queue import JobRecord
+from app.job_record import JobRecord
 from app.studio.downloads import FILES, export_folder
 
 STAGES = {

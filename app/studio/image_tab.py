@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from app import commands
 from app.demo import example_photos
-from app.queue import JobRecord
+from app.job_record import JobRecord
 from app.studio.job_view import JobView, job_view
 from app.studio.photos_tab import PICTURES
 from app.studio.quick_gradio import gr

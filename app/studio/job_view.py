@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.queue import JobRecord
+from app.job_record import JobRecord
 from app.studio import html
 from app.studio.downloads import FORMATS, export_command, export_folder
 from app.studio.quick_gradio import gr

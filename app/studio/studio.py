@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app import commands
-from app.queue import JobQueue, JobRecord
+from app.job_record import JobRecord
+from app.queue import JobQueue
 from app.studio.errands import Errands
 from app.studio.guard import LENT
 from app.studio.quick_gradio import gr

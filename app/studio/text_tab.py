@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from app import commands
-from app.queue import JobRecord
+from app.job_record import JobRecord
 from app.studio.job_view import JobView, job_view
 from app.studio.quick_gradio import gr
 from app.studio.studio import PRESETS, Studio, decimal, sentence, whole

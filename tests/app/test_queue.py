@@ -15,9 +15,10 @@ from toy_jobs import STEPS, Toys, toy
 
 from app import commands
 from app.estimate import BYTES_PER_FITTED_GAUSSIAN, estimate_photos, estimate_text, rough_memory
+from app.job_record import JobRecord
 from app.job_store import KINDS, from_json, to_json
 from app.presets import PRESETS, TEXT_PRESETS
-from app.queue import JobQueue, JobRecord, QueueLimits
+from app.queue import JobQueue, QueueLimits
 from app.queue_worker import failures, write_preview
 from splat.errors import InputError
 from splat.optimise import BYTES_PER_GAUSSIAN
@@ -129,7 +130,7 @@ def test_jobs_that_have_ended_are_looked_up_once(opened, tmp_path, monkeypatch):
     wait_for(queue, ended)
     wait_for(queue, again)
     told, looked = queue.jobs("me"), []
-    monkeypatch.setattr("app.queue._results", lambda out: looked.append(out) or ())
+    monkeypatch.setattr("app.job_record._results", lambda out: looked.append(out) or ())
     assert queue.jobs("me") == told and looked == []
     queue.resume(again, "me")
     assert queue.get(again, "me").finished != told[0].finished

@@ -9,7 +9,8 @@ from PIL import Image as Pictures
 from tiny_capture import Capture
 
 from app import commands
-from app.queue import JobQueue, JobRecord, QueueLimits
+from app.job_record import JobRecord
+from app.queue import JobQueue, QueueLimits
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

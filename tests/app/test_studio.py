@@ -20,7 +20,7 @@ from small_result import small_result
 from tiny_capture import ROOT
 
 from app import commands
-from app.queue import JobRecord
+from app.job_record import JobRecord
 from splat.errors import BackendUnavailable, InputError
 
 pytest.importorskip("gradio")
