@@ -29,6 +29,7 @@ from app.result_folder import WorkFolder, begin, check_out, disk_errors_as_sente
 from app.scene_files import measured, write_pictures, write_scene
 from app.stopwatch import Stopwatch
 from splat.errors import InputError
+from splat.few_photos import FEW_PHOTOS
 from splat.progress import Progress
 
 REMEDY = "use --preset draft, a smaller --max-side or fewer photos"
@@ -48,6 +49,7 @@ class Plan:
     preset: Preset
     fit_side: int
     background: tuple[float, float, float]
+    few: bool  # photos few enough for the regularised fit
     fit_memory: int  # bytes left to the fit
     estimate: Estimate
     job: dict[str, Any]  # what makes two runs the same run
@@ -95,6 +97,7 @@ def _planned(options: Photos, watch: Stopwatch, notices: Notices) -> Generator[P
 def plan_photos(options: Photos) -> Plan:
     """Read and judge everything the user gave. Raises `InputError`; writes nothing."""
     from recon.photos import PhotoConfig, read_photos
+    from recon.reconstruct import held_out
     from splat.io.images import MAX_PIXELS
 
     budget = memory_budget(options.memory_budget)
@@ -130,6 +133,7 @@ def plan_photos(options: Photos) -> Plan:
         from recon.doctor import check_hope
 
         check_hope(found)
+    fitted = len(found.photos) - len(held_out(len(found.photos), options.holdout))
     pixels = sum(p.image.numel() // 3 for p in found.photos)
     largest = max(max(p.size) for p in found.photos)
     fit_pixels = pixels * min(1.0, fit_side / largest) ** 2 / len(found.photos)
@@ -159,6 +163,7 @@ def plan_photos(options: Photos) -> Plan:
         preset=preset,
         fit_side=fit_side,
         background=background,
+        few=fitted <= FEW_PHOTOS,
         fit_memory=fit_memory,
         estimate=estimate,
         job=_job(options, found.photos, place),
@@ -168,17 +173,12 @@ def plan_photos(options: Photos) -> Plan:
 def _photos_work(
     plan: Plan, photos: tuple, work: WorkFolder, watch: Stopwatch, notices: Notices
 ) -> Generator[Progress, None, Outcome]:
-    from recon.reconstruct import Reconstruction
-    from splat.cameras import Cameras
+    from recon.reconstruct import RECONSTRUCTION_TYPES
     from splat.extract_mesh import MeshConfig, extract_mesh
-    from splat.gaussians import Splats
     from splat.mesh import Mesh
     from splat.optimise import FitConfig, FitResult, fit
-    from splat.points import PointCloud
-    from splat.similarity import Similarity
-    from splat.views import Views
 
-    types = (Reconstruction, FitResult, Views, Cameras, PointCloud, Splats, Similarity, Mesh)
+    types = (*RECONSTRUCTION_TYPES, FitResult, Mesh)
     options, place, preset = plan.options, plan.place, plan.preset
     torch.set_num_threads(place.threads)
     background = torch.tensor(plan.background)
@@ -206,8 +206,9 @@ def _photos_work(
     unplaced = [f"{name} is left out: {reason}" for name, reason in scene.reasons.items()]
     notices.add(*scene.warnings, *unplaced, *scene.fallbacks)
     train = [v.to(place.device) for v in scene.train]
+    priors = None if scene.priors is None else scene.priors.to(place.device)
     fitted = yield from saved(
-        "fit", fit(train, scene.initial.to(place.device), fit_config, work.state / "fit_checkpoint.safetensors")
+        "fit", fit(train, scene.initial.to(place.device), fit_config, work.state / "fit_checkpoint.safetensors", priors)
     )
     splats = fitted.splats.to(place.device)
     masks = [v.masks for v in scene.train]
@@ -293,6 +294,7 @@ def _reconstruct_config(plan: Plan) -> Any:
         prior=PlaneSweepConfig(patches=PatchMatchConfig(seed=options.seed)),
         initialise=InitialConfig(seed=options.seed),
         holdout=options.holdout,
+        priors=plan.few,
         fit_side=plan.fit_side,
         background=plan.background,
         real_size=options.real_size,

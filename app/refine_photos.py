@@ -70,16 +70,11 @@ def ready(
 
 def _types() -> tuple[type, ...]:
     """All that the state of a photos result is made of."""
-    from recon.reconstruct import Reconstruction
-    from splat.cameras import Cameras
-    from splat.gaussians import Splats
+    from recon.reconstruct import RECONSTRUCTION_TYPES
     from splat.mesh import Mesh
     from splat.optimise import FitResult
-    from splat.points import PointCloud
-    from splat.similarity import Similarity
-    from splat.views import Views
 
-    return Reconstruction, FitResult, Views, Cameras, PointCloud, Splats, Similarity, Mesh
+    return *RECONSTRUCTION_TYPES, FitResult, Mesh
 
 
 def photos_work(plan: RefinePlan, work: WorkFolder, watch: Stopwatch, notices: Notices) -> Generator[Progress, None, Outcome]:
@@ -191,7 +186,8 @@ def _fitted_further(
     device = plan.place.device
     posed = [dataclasses.replace(v, cameras=c) for v, c in zip(scene.train, fitted.cameras)]
     views = [v.to(device) for v in unexposed(posed, fitted.exposures, config.background)]
-    result = yield from fit(views, fitted.splats.to(device), config, state)
+    priors = None if scene.priors is None else scene.priors.to(device)
+    result = yield from fit(views, fitted.splats.to(device), config, state, priors)
     return dataclasses.replace(
         result,
         splats=result.splats.to("cpu"),

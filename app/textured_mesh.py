@@ -367,20 +367,15 @@ def _pictures_expected(scene: Path) -> int:
 
 def _stored_photos(scene: Path, captured: list[Cameras]) -> list[Views]:
     """The undistorted photos that the fit used, one `Views` for each batch of `captured`; none where they are not there."""
-    from recon.reconstruct import Reconstruction
-    from splat.gaussians import Splats
-    from splat.points import PointCloud
-    from splat.similarity import Similarity
-    from splat.views import Views
+    from recon.reconstruct import RECONSTRUCTION_TYPES
 
     stored = scene / "state" / "reconstruction.safetensors"
     if not stored.is_file() or stored.stat().st_size > MOST_PICTURES_BYTES:
         return []
     from app.saved_stages import load_stage
-    from splat.cameras import Cameras
 
     try:
-        found, _ = load_stage(stored, (Reconstruction, Views, Cameras, PointCloud, Splats, Similarity))
+        found, _ = load_stage(stored, RECONSTRUCTION_TYPES)
     except InputError as error:
         log.warning("The texture is made without the photos: %s", error)
         return []

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from recon.align import align_world
 from recon.complete import CompleteConfig, complete
+from recon.fit_priors import fit_priors
 from recon.fuse import FuseConfig, clean_depths, fuse
 from recon.initialise import (
     InitialConfig,
@@ -33,6 +34,7 @@ from splat.errors import StoppedLate
 from splat.gaussians import Splats
 from splat.points import PointCloud
 from splat.progress import Progress
+from splat.regularise import Priors, VirtualView
 from splat.similarity import Similarity
 from splat.views import Views
 
@@ -50,6 +52,7 @@ class ReconstructConfig:
     fuse: FuseConfig = field(default_factory=FuseConfig)
     initialise: InitialConfig = field(default_factory=InitialConfig)
     complete: CompleteConfig = field(default_factory=CompleteConfig)
+    priors: bool = False  # keep what the stereo prior says of every pixel, for the regularised fit of few photos
     min_points: int = 500  # fewer starting points than this, and random Gaussians join them
     random_points: int = 20_000  # of those
     holdout: int = 0  # every n-th photo in name order is kept out of poses and fit; 0 keeps none out
@@ -75,6 +78,11 @@ class Reconstruction:
     warnings: tuple[str, ...]
     fallbacks: tuple[str, ...]
     facts: dict[str, float]  # of the pose solver
+    priors: Priors | None = None  # of `train`, in the same world, on its pixels; None where nobody asked for them
+
+
+# All that a stored `Reconstruction` is made of.
+RECONSTRUCTION_TYPES = (Reconstruction, Views, Cameras, PointCloud, Splats, Similarity, Priors, VirtualView)
 
 
 def reconstruct(photos: Sequence[Photo], config: ReconstructConfig) -> Generator[Progress, None, Reconstruction]:
@@ -83,12 +91,11 @@ def reconstruct(photos: Sequence[Photo], config: ReconstructConfig) -> Generator
     Raises `InputError` for photos or given poses that cannot work, `StoppedLate` for fewer than two placed photos or
     poses that contradict the photos. Photos that cannot be placed are reported in `reasons` and the job goes on.
     """
-    n = config.holdout
-    kept_out = [i for i in range(len(photos)) if n > 0 and i % n == 0 and len(photos) - len(range(0, len(photos), n)) >= 2]
+    kept_out = held_out(len(photos), config.holdout)
     seen = [i for i in range(len(photos)) if i not in kept_out]
     train, heldout = [photos[i] for i in seen], [photos[i] for i in kept_out]
     warnings: list[str] = []
-    if n > 0 and not kept_out:
+    if config.holdout > 0 and not kept_out:
         warnings.append(f"No photo is held out: of {len(photos)}, fewer than 2 would be left to fit.")
 
     if config.poses_from is None:
@@ -118,6 +125,7 @@ def reconstruct(photos: Sequence[Photo], config: ReconstructConfig) -> Generator
     depths = clean_depths(views, depths, config.fuse)
     dense = fuse(views, depths, config.fuse)
     fallbacks: list[str] = []
+    priors = fit_priors(views, depths) if config.priors else None
     initial, source = _first_splats(views, depths, dense, sparse, config, fallbacks)
     yield Progress("initialise", 1, 1, f"{len(initial)} first Gaussians from {source} points")
 
@@ -130,6 +138,7 @@ def reconstruct(photos: Sequence[Photo], config: ReconstructConfig) -> Generator
         metric = Similarity(torch.eye(3), torch.zeros(3), factor)
         views, heldout_views = _moved(views, metric), _moved(heldout_views, metric)
         sparse, dense, initial = sparse.transformed(metric), dense.transformed(metric), initial.transformed(metric)
+        priors = None if priors is None else priors.scaled(factor)
         similarity = metric @ similarity
     reasons = {p.name: r for p, r in zip(train, poses.reasons) if r} | {
         p.name: r for p, r in zip(heldout, heldout_poses.reasons) if r
@@ -150,7 +159,14 @@ def reconstruct(photos: Sequence[Photo], config: ReconstructConfig) -> Generator
         warnings=(*poses.warnings, *warnings),
         fallbacks=tuple(fallbacks),
         facts=poses.facts,
+        priors=priors,
     )
+
+
+def held_out(count: int, every: int) -> list[int]:
+    """Rows of the photos in name order that are kept out of the fit: every n-th, none where fewer than 2 would be left."""
+    rows = list(range(0, count, every)) if every > 0 else []
+    return rows if count - len(rows) >= 2 else []
 
 
 def _alike(photos: Sequence[Photo], poses: Poses, warnings: list[str]) -> Poses:

@@ -109,15 +109,12 @@ def _from_result(folder: Path) -> tuple[list[Views], list[Views], Splats]:
 
 def _fitted_views(folder: Path) -> tuple[list[Views], list[Views]] | None:
     from app.saved_stages import load_stage
-    from recon.reconstruct import Reconstruction
-    from splat.cameras import Cameras
-    from splat.points import PointCloud
-    from splat.similarity import Similarity
+    from recon.reconstruct import RECONSTRUCTION_TYPES
 
     stage = folder / "state" / "reconstruction.safetensors"
     if not stage.is_file():
         return None
-    scene, _ = load_stage(stage, (Reconstruction, Views, Cameras, PointCloud, Splats, Similarity))
+    scene, _ = load_stage(stage, RECONSTRUCTION_TYPES)
     return scene.train, scene.heldout
 
 

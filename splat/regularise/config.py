@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from splat.cameras import Cameras
+from splat.similarity import Similarity
 from splat.views import Views
 
 
@@ -76,6 +77,12 @@ class Priors:
     def to(self, device: torch.device | str) -> Priors:
         normals = None if self.normals is None else [n.to(device) for n in self.normals]
         return Priors([d.to(device) for d in self.depths], normals, tuple(p.to(device) for p in self.pictures))
+
+    def scaled(self, factor: float) -> Priors:
+        """In a world whose units are that much smaller: all lengths times `factor`."""
+        larger = Similarity(torch.eye(3), torch.zeros(3), factor)
+        pictures = (replace(p, camera=p.camera.transformed(larger)) for p in self.pictures)
+        return Priors([d * factor for d in self.depths], self.normals, tuple(pictures))
 
     def fits(self, views: list[Views]) -> bool:
         """Whether there is one map per photo, of the photo's size."""

@@ -79,8 +79,8 @@ def test_a_refined_result_can_be_refined_in_turn(refined, tmp_path):
 
 
 def test_what_did_not_help_is_not_kept(result, tmp_path, monkeypatch):
-    def spoilt(views, initial, config, state):
-        made = yield from fit(views, initial, config, state)
+    def spoilt(views, initial, config, state, priors):
+        made = yield from fit(views, initial, config, state, priors)
         return dataclasses.replace(made, splats=dataclasses.replace(made.splats, means=made.splats.means + 0.2))
 
     monkeypatch.setattr("splat.optimise.fit", spoilt)

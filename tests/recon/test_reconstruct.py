@@ -9,8 +9,9 @@ from stereo_scenes import photographed, sphere
 
 from recon.photos import Photo
 from recon.poses.from_file import write_transforms
-from recon.reconstruct import ReconstructConfig, Reconstruction, reconstruct
+from recon.reconstruct import RECONSTRUCTION_TYPES, ReconstructConfig, Reconstruction, held_out, reconstruct
 from splat.cameras import Cameras
+from splat.checkpoint import load_state, save_state
 
 CAMERAS = Cameras.cat(
     [Cameras.orbit(1, 3.0, 15.0, 45.0, 96, 96, torch.tensor([0.0, 0, 5]), 12.0 * i) for i in range(5)]
@@ -53,6 +54,32 @@ def test_a_real_size_makes_the_scene_metric_and_moves_everything_alike(photos, t
     assert not any("--masks" in warning for warning in result.warnings)
 
 
+def test_depth_maps_are_kept_in_the_results_own_world_where_they_are_wanted(photos, tmp_path):
+    assert reconstructed(photos, tmp_path).priors is None
+    result = reconstructed(photos, tmp_path, priors=True, real_size=0.32)
+    assert result.priors.fits(result.train)
+    depth, camera = result.priors.depths[0][2], result.train[0].cameras[2]
+    known = depth > 0
+    assert float(known.float().mean()) > 0.1
+    xyz = camera.unproject(camera.pixel_centers[known], depth[known])[0]
+    middle = result.result_from_input(torch.tensor([[0.0, 0, 5]]))
+    reach = (xyz - middle).norm(dim=1) / result.result_from_input.scale
+    assert float(reach.median()) == pytest.approx(0.8, rel=0.03), "on the ball, after the scene was made metric"
+
+
+def test_a_stored_reconstruction_comes_back_with_its_priors_and_one_without_them_too(photos, tmp_path):
+    from app.saved_stages import load_stage, save_stage
+
+    result = reconstructed(photos, tmp_path, priors=True)
+    save_stage(tmp_path / "s.safetensors", result)
+    back = load_stage(tmp_path / "s.safetensors", RECONSTRUCTION_TYPES)
+    assert torch.equal(back.priors.depths[0], result.priors.depths[0])
+    tensors, facts = load_state(tmp_path / "s.safetensors")
+    del facts["tree"]["fields"]["priors"]  # as the version before them wrote it
+    save_state(tmp_path / "old.safetensors", tensors, facts)
+    assert load_stage(tmp_path / "old.safetensors", RECONSTRUCTION_TYPES).priors is None
+
+
 def test_a_photo_without_mask_among_masked_ones_is_left_out_with_a_reason(photos, tmp_path):
     whole = replace(photos[2], mask=None, on_white=False)
     result = reconstructed((*photos[:2], whole, *photos[3:]), tmp_path)
@@ -68,3 +95,7 @@ def test_photos_are_held_out_only_where_two_are_left_to_fit(photos, tmp_path):
     result = reconstructed(photos[:2], tmp_path, holdout=2)
     assert placed(result) == ["0.png", "1.png"] and result.heldout == []
     assert any("No photo is held out" in warning for warning in result.warnings)
+
+
+def test_which_photos_are_held_out():
+    assert held_out(9, 4) == [0, 4, 8] and held_out(3, 2) == [] and held_out(5, 0) == []
