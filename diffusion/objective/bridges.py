@@ -67,3 +67,24 @@ def transport(
             dw = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
             x = x + dt * drift + (2 * noise * dt) ** 0.5 * dw
     return x
+
+
+def bridge_state(x0: Tensor, x1: Tensor, t: Tensor, z: Tensor, scale: float) -> Tensor:
+    """x_t of the interpolant between given ends, t [B]: a Brownian bridge of deviation `scale` at time 1."""
+    middle = (1 - per_sample(t, x0)) * x0 + per_sample(t, x0) * x1
+    return middle + per_sample(gamma_exact(t, scale), x0) * z
+
+
+def gamma_exact(t: Tensor, scale: float) -> Tensor:
+    """`gamma` without the floor that keeps its slope finite: 0 at both ends."""
+    return scale * (t * (1 - t)).clamp_min(0).sqrt()
+
+
+def bridge_step(x: Tensor, end: Tensor, t: float, s: float, z: Tensor, scale: float) -> Tensor:
+    """x_s given x_t and where the bridge ends, 0 <= t < s <= 1: the law of a Brownian bridge, which is Markov.
+
+    "I2SB: Image-to-Image Schroedinger Bridge" (Liu et al. 2023), eq. 4; with `end` a network's E[x_1 | x_t], its sampler. From
+    t = 0 to s = 1 in one step it is the network's answer itself.
+    """
+    share = (s - t) / (1 - t)
+    return x + share * (end - x) + scale * ((s - t) * (1 - s) / (1 - t)) ** 0.5 * z
