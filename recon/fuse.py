@@ -68,7 +68,7 @@ def _cleaned(i: int, posed: list[Posed], views: list[Views], needed: int, config
     own = posed[i]
     told = agreement(i, posed, config.tolerance)
     keep = _wanted(own.map, config) & (told.intrusion <= own.map.confidence) & (told.support >= needed)
-    keep[keep.clone()] = _inside_silhouettes(own.points()[keep], views)
+    keep[keep.clone()] = inside_silhouettes(own.points()[keep], views)
     return replace(own.map, depth=torch.where(keep, own.map.depth, 0.0))
 
 
@@ -103,7 +103,7 @@ def _wanted(depth_map: DepthMap, config: FuseConfig) -> Tensor:
     return known & (depth_map.confidence >= torch.where(far, config.background_confidence, config.min_confidence))
 
 
-def _inside_silhouettes(xyz: Tensor, views: list[Views]) -> Tensor:
+def inside_silhouettes(xyz: Tensor, views: list[Views]) -> Tensor:
     """[N] not outside the mask of any view that has one and has the point in its frame; a pixel of tolerance."""
     inside = torch.ones(len(xyz), dtype=torch.bool, device=xyz.device)
     for batch in views:
