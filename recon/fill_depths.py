@@ -1,4 +1,4 @@
-"""Depth of learned priors where stereo knows nothing: fitted to the scene, checked against the other photos, with less confidence.
+"""Depth of learned priors where stereo knows nothing: fitted to the scene, checked by the other photos, less trusted.
 
 Stereo measures, networks guess. A guess is fitted to what is measured of its own photo, fills only what is not, and is dropped
 where another photo looks through it or where a silhouette says that nothing is there.
@@ -42,7 +42,7 @@ def fill_depths(
     points: PointCloud | None,
     config: FillConfig | None = None,
 ) -> tuple[list[DepthMap], list[str]]:
-    """The cleaned `depth_maps` (one per placed view, in order) with pixels filled, and a sentence on each guess that was refused.
+    """The cleaned `depth_maps` (one per placed view, in order) with pixels filled, and a sentence on each refused guess.
 
     `points` (sparse, same world) count as known where stereo has no depth. Pixels with a depth keep it, maps keep their grids.
     Deterministic; not differentiable.

@@ -1,8 +1,8 @@
-"""DUSt3R (Wang et al., CVPR 2024) and MASt3R (Leroy et al., ECCV 2024): pointmaps of two photos, through their authors' packages.
+"""DUSt3R (Wang et al., CVPR 2024) and MASt3R (Leroy et al., ECCV 2024): pointmaps of two photos, by their authors' packages.
 
 Both answer with two dictionaries: `pts3d` [B, H, W, 3] of the first photo and `pts3d_in_other_view` [B, H, W, 3] of the second,
-both in the first one's camera frame (OpenCV axes), each with `conf` [B, H, W] >= 1. Code and weights are CC-BY-NC-SA-4.0. Weights
-are read as the hub has them, `config.json` and `model.safetensors`; the authors' `.pth` files are pickles and are refused.
+both in the first one's camera frame (OpenCV axes), each with `conf` [B, H, W] >= 1. Code and weights are CC-BY-NC-SA-4.0.
+Weights are read as the hub has them, `config.json` and `model.safetensors`; the authors' `.pth` files are pickles and are refused.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def predict_pairs(
             prediction = converted(*network(*views))
         if not bool(prediction.points.isfinite().all()):
             raise StoppedLate(
-                f"{weights.family.title} ({weights.source}) gave points that are not finite; its weights are damaged: fetch them "
-                "again, or leave --prior out."
+                f"{weights.family.title} ({weights.source}) gave points that are not finite; its weights are damaged: fetch "
+                "them again, or leave --prior out."
             )
         found.append(prediction)
         yield Progress("poses", number + 1, len(pairs), f"{weights.family.title}: photos {i + 1} and {j + 1}")

@@ -184,14 +184,14 @@ class PriorWeights:
 def find_weights(prior: str, given: str | None = None) -> PriorWeights:
     """The weights of `prior` in the folder or of the repository `given`; None searches the cache for the published ones.
 
-    Raises `BackendUnavailable` where the package that runs them is missing, `InputError` where the weights are. Opens no weights.
+    Raises `BackendUnavailable` where the package that runs them is missing, `InputError` where they are. Opens no weights.
     """
     if prior not in LEARNED_PRIORS:
         raise InputError(f"There is no learned prior named {prior[:60]}; choose one of {', '.join(LEARNED_PRIORS)}.")
     family = LEARNED_PRIORS[prior]
     if not family.installed:
         raise BackendUnavailable(
-            f"{family.title} needs the package {family.package}, which is not installed: {family.install}."
+            f"{family.title} needs the package {family.package}, which is not here: {family.install}."
         )
     if given is not None and Path(given).is_dir():
         folder = Path(given)

@@ -11,7 +11,7 @@ from urllib.error import URLError
 def no_downloads() -> Iterator[None]:
     """Inside, the Hugging Face libraries and torch.hub see a machine without network: what is on disk is found, no more.
 
-    Networks are built by packages of their authors, some of which fetch parts (such as a backbone's code) when they are missing.
+    Networks are built by packages of their authors, some of which fetch missing parts, such as a backbone's code.
     Not for several threads at once.
     """
     import torch.hub

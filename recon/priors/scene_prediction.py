@@ -91,8 +91,8 @@ def _resized(image: Tensor, width: int, height: int) -> Tensor:
 def confidence_of_loss(c: Tensor) -> Tensor:
     """The confidence of networks trained with c |error| - alpha log c (DUSt3R, eq. 4), c >= 1 -> [0, 1].
 
-    Such a c is inverse to the error that the network expects: 1 becomes 0, DUSt3R's usual threshold 3 becomes 0.5. Anything that
-    is not a number becomes 0.
+    Such a c is inverse to the error that the network expects: 1 becomes 0, DUSt3R's usual threshold 3 becomes 0.5. What is
+    not a number becomes 0.
     """
     excess = (c - 1).clamp_min(0)
     return torch.where(c.isfinite(), excess / (excess + 2), torch.where(c == torch.inf, 1.0, 0.0))

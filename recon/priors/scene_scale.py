@@ -39,7 +39,7 @@ class SceneScale:
 
 
 def fit_to_scene(guess: DepthGuess, known: Tensor, weight: Tensor, seed: int = 0) -> SceneScale | str:
-    """The fit of `guess` to known depth [H, W] of weight [H, W] (both 0 where unknown), or a clause that says why there is none.
+    """The fit of `guess` to known depth [H, W] of weight [H, W] (0 where unknown), or a clause that says why there is none.
 
     RANSAC over pairs of pixels, then iteratively reweighted least squares with Cauchy weights on relative errors, float64.
     Of inverse depth for the kind "inverse" (MiDaS's alignment, Ranftl et al. 2020, eq. 4, made robust). Deterministic.

@@ -1,8 +1,8 @@
 """VGGT (Wang et al., CVPR 2025): cameras and depth of up to some dozens of photos in one pass, through its authors' package.
 
 Its answer: `pose_enc` [1, S, 9] = translation (3), quaternion x, y, z, w (4) of camera-from-world in OpenCV axes, then the
-vertical and the horizontal angle of view; `depth` [1, S, H, W, 1] in the units of its world; `depth_conf` [1, S, H, W] >= 1. The
-world is the first photo's camera. The weights VGGT-1B are CC-BY-NC-4.0, VGGT-1B-Commercial has a licence of its own.
+vertical and the horizontal angle of view; `depth` [1, S, H, W, 1] in the units of its world; `depth_conf` [1, S, H, W] >= 1.
+The world is the first photo's camera. The weights VGGT-1B are CC-BY-NC-4.0, VGGT-1B-Commercial has a licence of its own.
 """
 
 from __future__ import annotations
