@@ -7,7 +7,6 @@ weights/   3 pack: in half precision, as `small_repairer` reads it
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from diffusion.attribution import attribution
+from diffusion.data.object_set import ObjectFacts
 from diffusion.models.from_disk import load_network
 from diffusion.models.repair import RepairUNet
 from diffusion.objective.bridges import bridge_state
@@ -196,28 +197,38 @@ def _pack(work: Path, files: Sequence[PairFile], val: Sequence[PairFile]) -> Pat
     objects = {o["key"]: o for f in learnt for o in f.facts["objects"]}
     folder = work / "weights"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "ATTRIBUTION.md").write_text(_attribution(objects.values()), encoding="utf-8")
-    told = ", ".join(sorted({o["licence"] for o in objects.values()}))
+    told = attribution(_Learnt.of(list(objects.values())), "photographed in made-up rooms")
+    (folder / "ATTRIBUTION.md").write_text(told, encoding="utf-8")
+    licences = ", ".join(sorted({o["licence"] for o in objects.values()}))
     facts = {"scenes": len(learnt), "objects": len(objects), "pairs": sum(int(f.facts["pairs"]) for f in learnt)}
     figures = {"validation": {str(n): measure(network, val, RepairConfig(n)) for n in (1, 4)}} if val else {}
-    save_repair_weights(folder, network, [f"repair of renders, objects learnt from: {told}"], facts | figures)
+    save_repair_weights(folder, network, [f"repair of renders, objects learnt from: {licences}"], facts | figures)
     return folder
 
 
-def _attribution(objects) -> str:
-    rows = [f"- {o['name']} ({o['key']}) by {o['author'] or 'unknown'}, {o['licence']}" for o in objects]
-    return (
-        "# Objects that the repair network learnt from\n\nFits of splats to pictures of them.\n\n"
-        + "\n".join(sorted(rows))
-        + "\n"
-    )
+@dataclass(frozen=True)
+class _Learnt:
+    """The objects of the pairs, as `attribution` reads a bank."""
+
+    splits: list[str]
+    sources: list[str]
+    licences: list[str]
+    authors: list[str]
+    names: list[str]
+
+    @staticmethod
+    def of(objects: Sequence[dict]) -> _Learnt:
+        columns = ("source", "licence", "author", "name")
+        return _Learnt(["train"] * len(objects), *([o[c] for o in objects] for c in columns))
 
 
-def settings(config: RepairTrainConfig, minutes: float) -> RepairTrainConfig:
-    """`config` with the length of this sitting."""
-    return replace(config, loop=replace(config.loop, minutes=minutes))
+def settings(config: RepairTrainConfig, minutes: float, seed: int, changes: dict) -> RepairTrainConfig:
+    """`config` with this sitting's length, and `changes` (None: as it is) of its loop and, named batch, of its own."""
+    asked = {name: value for name, value in changes.items() if value is not None}
+    own = {"batch": asked.pop("batch")} if "batch" in asked else {}
+    return replace(config, loop=replace(config.loop, minutes=minutes, seed=seed, **asked), **own)
 
 
-def told_of(facts) -> dict[str, str]:
+def told_of(facts: ObjectFacts) -> dict[str, str]:
     """What a file of pairs keeps of an object."""
-    return json.loads(json.dumps({"key": facts.key, "name": facts.name, "author": facts.author, "licence": facts.licence}))
+    return {name: getattr(facts, name) for name in ("key", "name", "author", "licence", "source")}

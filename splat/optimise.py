@@ -86,6 +86,7 @@ class FitConfig:
     average_from: float = 1.0
     refine_poses: bool = False  # let cameras move with the fit; together they neither move, turn nor grow
     lr_poses: float = 2e-4  # radians, and units of the scene's extent
+    lr_poses_final: float = 2e-6  # reached at the last step, exponentially
     seed: int = 0
     checkpoint_every: int = 250  # steps between states on disk
     report_every: int = 25  # steps between progress events
@@ -264,6 +265,8 @@ def fit(
         for group in optimiser.param_groups:
             if group["name"] == "means":
                 group["lr"] = turn.lr_means
+            elif group["name"] == "poses":
+                group["lr"] = _decayed(config.lr_poses, config.lr_poses_final, step / config.steps)
         optimiser.step()
         with torch.no_grad():
             if config.exposure:
@@ -346,7 +349,9 @@ def fit(
     cameras = _moved_cameras(views, poses.detach(), extent) if config.refine_poses else [v.cameras for v in views]
     if config.min_visibility:
         options = RenderOptions(antialiased=config.antialiased, threads=config.threads)
-        splats = splats[visibility(splats, cameras, options, config.backend) >= config.min_visibility]
+        unphotographed = [p.camera for p in priors.repaired] if config.regularise.repaired else []
+        seen_by = [*cameras, *unphotographed]
+        splats = splats[visibility(splats, seen_by, options, config.backend) >= config.min_visibility]
     gains = torch.stack([1 + exposures.detach()[:, 0], exposures.detach()[:, 1]], dim=1)
     return FitResult(splats, cameras, gains, _train_psnr(splats, views, cameras, gains, config), step)
 
@@ -502,7 +507,8 @@ def _fingerprint(views: list[Views], initial: Splats, config: FitConfig, leaves:
             if x is not None:
                 sha.update(x.cpu().contiguous().numpy().tobytes())
     if priors is not None and config.regularise.needs_priors:
-        pictures = (x for p in priors.pictures for x in (p.camera.cam_from_world, p.camera.K, p.image, p.alpha, p.known))
+        seen = (*priors.pictures, *priors.repaired)
+        pictures = (x for p in seen for x in (p.camera.cam_from_world, p.camera.K, p.image, p.alpha, p.known))
         for x in (*priors.depths, *(priors.normals or ()), *pictures):
             sha.update(x.cpu().contiguous().numpy().tobytes())
     return sha.hexdigest()

@@ -51,6 +51,7 @@ class PairConfig:
     late_views: int = 6
     noise: float = 0.008  # standard deviation of the photos' pixels
     threads: int | None = None
+    device: str = "cpu"  # of the fits
 
 
 @dataclass(frozen=True)
@@ -110,18 +111,20 @@ def scene_pairs(objects: Sequence[Mesh], seed: int, config: PairConfig) -> Gener
             threads=config.threads,
         )
         yield Progress("pairs", 1 + len(requests), 3)
-        job = fit(views, initial, settings, None, fit_priors(views, maps))
+        on = [v.to(config.device) for v in views]
+        job = fit(on, initial.to(config.device), settings, None, fit_priors(on, maps))
         try:
             while True:
                 next(job)
         except StopIteration as end:
             splats = end.value.splats
         if len(cameras[chosen]):
-            requests.append(repair_request(splats, views, cameras[chosen], background, seed))
+            asked = cameras[chosen].to(config.device)
+            requests.append(repair_request(splats, on, asked, background.to(config.device), seed))
     truth, _ = raycast(scene.mesh, cameras, background=background, threads=config.threads or 0)
     yield Progress("pairs", 3, 3)
     fields = ("images", "alpha", "trust", "warped", "known")
-    joined = RepairRequest(*(torch.cat([getattr(r, name) for r in requests]) for name in fields), seed=seed)
+    joined = RepairRequest(*(torch.cat([getattr(r, name).cpu() for r in requests]) for name in fields), seed=seed)
     return RepairPairs(joined, truth.images, scene.photos.masks is not None)
 
 

@@ -25,6 +25,7 @@ class RegulariserConfig:
     normals: float = 0.0  # |n - n_prior|_1 + (1 - n . n_prior), n from rendered depth, n_prior given or from prior depth
     virtual_views: float = 0.0  # L1 to renders of the prior's points from cameras between the photos (LM-Gaussian)
     consensus: float = 0.0  # L1 to the mean picture of several fits, `Priors.pictures` (splat/consensus.py)
+    repaired: float = 0.0  # L1 to repaired pictures of cameras that took no photo, `Priors.repaired` (recon/repair)
     virtual_per_pair: int = 4  # of those cameras between two neighbouring photos
     virtual_scale: float = 0.5  # of the photos' size
     virtual_every: int = 1  # steps between two virtual views
@@ -44,7 +45,7 @@ class RegulariserConfig:
         return any(getattr(self, name) > 0 for name in PRIOR_TERMS)
 
 
-PRIOR_TERMS = ("depth", "local_depth", "absolute_depth", "normals", "virtual_views", "consensus")
+PRIOR_TERMS = ("depth", "local_depth", "absolute_depth", "normals", "virtual_views", "consensus", "repaired")
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,11 @@ class VirtualView:
     image: Tensor  # [1, H, W, 3] sRGB on black; meaningless where not known
     alpha: Tensor  # [1, H, W] how much of it is the scene's, in [0, 1]
     known: Tensor  # [1, H, W] how much a pixel counts, in [0, 1]
+    backdrop: Tensor | None = None  # [3] what is behind the scene in `image`, whose alpha is 1 then; None takes any colour
 
     def to(self, device: torch.device | str) -> VirtualView:
-        return VirtualView(*(getattr(self, f.name).to(device) for f in fields(self)))
+        values = (getattr(self, f.name) for f in fields(self))
+        return VirtualView(*(None if x is None else x.to(device) for x in values))
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Priors:
     depths: list[Tensor]  # [C, H, W] z in the view's camera, 0 where unknown; world units, or of any scale for `depth` alone
     normals: list[Tensor] | None = None  # [C, H, W, 3] unit, in the camera's frame, towards the camera; 0 where unknown
     pictures: tuple[VirtualView, ...] = ()  # what other cameras should see
+    repaired: tuple[VirtualView, ...] = ()  # the same, by a repairer's word
 
     def __post_init__(self) -> None:
         assert all(d.ndim == 3 for d in self.depths), [d.shape for d in self.depths]
@@ -76,13 +80,16 @@ class Priors:
 
     def to(self, device: torch.device | str) -> Priors:
         normals = None if self.normals is None else [n.to(device) for n in self.normals]
-        return Priors([d.to(device) for d in self.depths], normals, tuple(p.to(device) for p in self.pictures))
+        seen = (tuple(p.to(device) for p in views) for views in (self.pictures, self.repaired))
+        return Priors([d.to(device) for d in self.depths], normals, *seen)
 
     def scaled(self, factor: float) -> Priors:
         """In a world whose units are that much smaller: all lengths times `factor`."""
         larger = Similarity(torch.eye(3), torch.zeros(3), factor)
-        pictures = (replace(p, camera=p.camera.transformed(larger)) for p in self.pictures)
-        return Priors([d * factor for d in self.depths], self.normals, tuple(pictures))
+        seen = (
+            tuple(replace(p, camera=p.camera.transformed(larger)) for p in views) for views in (self.pictures, self.repaired)
+        )
+        return Priors([d * factor for d in self.depths], self.normals, *seen)
 
     def fits(self, views: list[Views]) -> bool:
         """Whether there is one map per photo, of the photo's size."""

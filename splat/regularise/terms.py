@@ -33,6 +33,8 @@ class Regulariser:
             raise InputError("depth, normal and virtual-view terms need depth maps of the photos; give priors or weights of 0.")
         if config.consensus and not priors.pictures:
             raise InputError("the consensus term needs pictures of several fits; give them or a weight of 0.")
+        if config.repaired and not priors.repaired:
+            raise InputError("the term of repaired views needs such views; give them or a weight of 0.")
         assert priors is None or priors.fits(views), "one prior map per photo, of its size"
         self.config, self.priors, self.backend = config, priors, backend
         self.cameras = [v.cameras for v in views]
@@ -44,6 +46,8 @@ class Regulariser:
             self.virtual.append((config.virtual_views, drawn))
         if config.consensus:
             self.virtual.append((config.consensus, list(priors.pictures)))
+        if config.repaired:
+            self.virtual.append((config.repaired, list(priors.repaired)))
 
     def drawn(self, splats: Splats, progress: float, generator: torch.Generator) -> Splats:
         """The splats as a step of the fit draws them, `progress` [0, 1) through the fit."""
@@ -92,8 +96,9 @@ class Regulariser:
             if not targets or step % self.config.virtual_every:
                 continue
             target = targets[int(torch.randint(len(targets), (1,), generator=generator))]
-            image = render(splats, target.camera, replace(options, background=backdrop), self.backend).rgb
-            loss = loss + weight * virtual_loss(image, target, backdrop)
+            behind = backdrop if target.backdrop is None else target.backdrop
+            image = render(splats, target.camera, replace(options, background=behind), self.backend).rgb
+            loss = loss + weight * virtual_loss(image, target, behind)
         return loss
 
     def _known(self, photo: int, camera: Cameras) -> Known | None:
