@@ -23,11 +23,13 @@ from recon.initialise import (
     random_splats,
     viewing_bound,
 )
+from recon.learned_geometry import learned_geometry
 from recon.localise import localise
 from recon.photos import Photo, composited
 from recon.poses import PoseConfig, Poses, solve_poses, undistort
 from recon.poses.from_file import load_poses
 from recon.priors import DepthMap, posed_prior
+from recon.priors.learned import PriorWeights
 from recon.priors.plane_sweep import PlaneSweepConfig
 from splat.cameras import Cameras
 from splat.errors import StoppedLate
@@ -49,6 +51,7 @@ class ReconstructConfig:
     poses: PoseConfig = field(default_factory=PoseConfig)
     prior_method: str = "plane_sweep"  # a key of recon.priors.POSED_PRIORS
     prior: PlaneSweepConfig = field(default_factory=PlaneSweepConfig)  # that prior's config
+    learned: tuple[PriorWeights, ...] = ()  # networks that fill what the stereo prior leaves open (recon/priors/learned.py)
     fuse: FuseConfig = field(default_factory=FuseConfig)
     initialise: InitialConfig = field(default_factory=InitialConfig)
     complete: CompleteConfig = field(default_factory=CompleteConfig)
@@ -98,13 +101,20 @@ def reconstruct(photos: Sequence[Photo], config: ReconstructConfig) -> Generator
     if config.holdout > 0 and not kept_out:
         warnings.append(f"No photo is held out: of {len(photos)}, fewer than 2 would be left to fit.")
 
-    if config.poses_from is None:
-        poses = yield from solve_poses(train, config.poses)
-        heldout_poses = _localised(heldout, train, poses, config)
-    else:
+    every = None  # poses of all photos, held-out ones too, where they come together
+    if config.poses_from is not None:
         every = load_poses(config.poses_from, photos)
-        poses, heldout_poses = _chosen(every, seen), _chosen(every, kept_out)
         yield Progress("poses", 1, 1, f"{len(every.placed)} of {len(photos)} photos have given poses")
+    elif config.poses.method == "prior":
+        every = yield from solve_poses(photos, config.poses)
+    else:
+        try:
+            poses = yield from solve_poses(train, config.poses)
+            heldout_poses = _localised(heldout, train, poses, config)
+        except StoppedLate as stopped:
+            every = yield from _placed_by_network(photos, config, stopped)
+    if every is not None:
+        poses, heldout_poses = _chosen(every, seen), _chosen(every, kept_out)
     if len(poses.placed) < 2:
         raise StoppedLate(
             f"Only {len(poses.placed)} of {len(train)} photos could be placed; take photos that overlap by two thirds, "
@@ -123,9 +133,14 @@ def reconstruct(photos: Sequence[Photo], config: ReconstructConfig) -> Generator
     depths = yield from prior(views, sparse if len(sparse) else None, config.prior, config.poses.device)
     depths = [DepthMap(d.name, d.depth.cpu(), d.confidence.cpu()) for d in depths]
     depths = clean_depths(views, depths, config.fuse)
+    learned = yield from learned_geometry(
+        views, depths, sparse, config.learned, poses, similarity, config.poses.device, config.initialise.seed
+    )
+    depths = learned.depth_maps
+    warnings += learned.warnings
     dense = fuse(views, depths, config.fuse)
     fallbacks: list[str] = []
-    priors = fit_priors(views, depths) if config.priors else None
+    priors = fit_priors(views, depths, learned.normals) if config.priors else None
     initial, source = _first_splats(views, depths, dense, sparse, config, fallbacks)
     yield Progress("initialise", 1, 1, f"{len(initial)} first Gaussians from {source} points")
 
@@ -167,6 +182,17 @@ def held_out(count: int, every: int) -> list[int]:
     """Rows of the photos in name order that are kept out of the fit: every n-th, none where fewer than 2 would be left."""
     rows = list(range(0, count, every)) if every > 0 else []
     return rows if count - len(rows) >= 2 else []
+
+
+def _placed_by_network(
+    photos: Sequence[Photo], config: ReconstructConfig, stopped: StoppedLate
+) -> Generator[Progress, None, Poses]:
+    """Poses of a learned prior that gives them, for photos that the solver stopped at; without one, it stays stopped."""
+    able = next((weights for weights in config.learned if weights.family.gives in ("cameras", "pairs")), None)
+    if able is None:
+        raise stopped
+    log.warning("The cameras are those of %s, because solving them from the photos stopped: %s", able.family.title, stopped)
+    return (yield from solve_poses(photos, dataclasses.replace(config.poses, method="prior", prior=able)))
 
 
 def _alike(photos: Sequence[Photo], poses: Poses, warnings: list[str]) -> Poses:
@@ -230,6 +256,7 @@ def _chosen(poses: Poses, rows: list[int]) -> Poses:
         k1=tuple(poses.k1[i] for i in rows),
         reasons=tuple(poses.reasons[i] for i in rows),
         observations=tuple(poses.observations[i] for i in rows) if poses.observations else (),
+        depths=tuple(poses.depths[i] for i in rows) if poses.depths else (),
     )
 
 

@@ -25,13 +25,16 @@ from splat.views import Views
 if TYPE_CHECKING:
     from recon.features import Features
     from recon.photos import Photo
+    from recon.priors import DepthMap
+    from recon.priors.learned import PriorWeights
 
 
 @dataclass(frozen=True)
 class PoseConfig:
     """How camera poses are found."""
 
-    method: Literal["colmap"] = "colmap"  # a key of BACKENDS
+    method: Literal["colmap", "prior"] = "colmap"  # a key of BACKENDS
+    prior: PriorWeights | None = None  # of the network that "prior" asks for cameras
     # auto: SIFT, whose keypoints are the most exact, and XFeat with it where SIFT alone leaves a photo or a doubt; SIFT of
     # affine views for the photos that are left out then
     features: Literal["auto", "xfeat", "sift", "both"] = "auto"
@@ -67,11 +70,13 @@ class Poses:
     warnings: tuple[str, ...] = ()  # sentences for the user
     facts: dict[str, float] = field(default_factory=dict)  # reprojection_px, track_length, points_per_photo, seconds, ...
     observations: tuple[tuple[Observations, ...], ...] = ()  # per photo one entry per kind of feature; () for poses from a file
+    depths: tuple[DepthMap | None, ...] = ()  # per photo, of back-ends that see depth too; same world, the whole photo, k1 = 0
 
     def __post_init__(self) -> None:
         n = len(self.cameras)
         assert len(self.k1) == n and len(self.reasons) == n, (n, len(self.k1), len(self.reasons))
         assert len(self.observations) in (0, n), (n, len(self.observations))
+        assert len(self.depths) in (0, n), (n, len(self.depths))
         for camera, reason in zip(self.cameras, self.reasons):
             assert (camera is None) == (reason is not None), "a photo has a camera or a reason"
 
@@ -84,7 +89,7 @@ class Poses:
 Solver = Generator[Progress, None, Poses]
 
 # name -> (module, function); imported when first used. Poses from a file come through `recon.poses.from_file.load_poses`.
-BACKENDS = {"colmap": ("recon.poses.colmap", "solve")}
+BACKENDS = {"colmap": ("recon.poses.colmap", "solve"), "prior": ("recon.poses.from_prior", "solve")}
 
 
 def solve_poses(photos: Sequence[Photo], config: PoseConfig | None = None) -> Solver:

@@ -2,7 +2,7 @@
 
 Both answer with two dictionaries: `pts3d` [B, H, W, 3] of the first photo and `pts3d_in_other_view` [B, H, W, 3] of the second,
 both in the first one's camera frame (OpenCV axes), each with `conf` [B, H, W] >= 1. Code and weights are CC-BY-NC-SA-4.0.
-Weights are read as the hub has them, `config.json` and `model.safetensors`; the authors' `.pth` files are pickles and are refused.
+Weights are read as the hub has them, `config.json` and `model.safetensors`; the authors' `.pth` files are pickles: refused.
 """
 
 from __future__ import annotations

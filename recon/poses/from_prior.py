@@ -1,0 +1,157 @@
+"""Cameras (and depth) from a learned prior that looks at all photos: in one pass, or in pairs that are then aligned.
+
+A network always answers, and nothing but itself holds together what it says: look at the warnings.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from recon.consistency import Posed, agreement
+from recon.poses import PoseConfig, Poses, Solver
+from recon.priors import DepthMap
+from recon.priors.learned import PriorWeights
+from recon.priors.scene_prediction import Box, checked, framed
+from splat.cameras import Cameras
+from splat.errors import InputError
+from splat.points import PointCloud
+from splat.progress import Progress
+
+if TYPE_CHECKING:
+    from recon.photos import Photo
+
+ALL_PAIRS = 8  # photos up to which every pair is looked at; more are paired with the next ones in name order
+WINDOW = 3  # of those, on each side
+POINTS = 3000  # of each photo, at most
+SURE = 0.3  # confidence from which a pixel becomes a point
+AGREE = 0.05  # relative difference of two depths that are the same
+LEAST_AGREEING = 0.2  # share of the sure pixels that another photo must see at the same depth
+
+Placed = tuple[Cameras, DepthMap]
+
+
+def solve(photos: Sequence[Photo], config: PoseConfig) -> Solver:
+    """`Poses` with depth maps, from the network whose weights `config.prior` names; world and scale are its own.
+
+    Raises `InputError` for fewer than two photos and for weights that do not load, `StoppedLate` for an answer that is no
+    geometry.
+    """
+    assert config.prior is not None, "the back-end prior needs weights"
+    if len(photos) < 2:
+        raise InputError(f"cameras need at least 2 photos, got {len(photos)}; add photos of the same subject.")
+    names = [photo.name for photo in photos]
+    images, focals = [photo.image for photo in photos], [photo.focal_px for photo in photos]
+    placed, reasons = yield from cameras_and_depths(images, names, config.prior, config.device, config.seed, focals)
+    cameras = tuple(None if p is None else p[0] for p in placed)
+    depths = tuple(None if p is None else p[1] for p in placed)
+    share = _agreement([p for p in placed if p is not None])
+    warnings = ()
+    if share < LEAST_AGREEING:
+        warnings = (
+            f"Only {share:.0%} of what {config.prior.family.title} surely sees in one photo lies where another photo sees it; "
+            "its cameras may be wrong: look at the result, or leave --poses prior out.",
+        )
+    points = [_points(p, photo.image) for p, photo in zip(placed, photos) if p is not None]
+    yield Progress("poses", 1, 1, f"{len(points)} of {len(photos)} photos placed by {config.prior.family.title}")
+    return Poses(
+        cameras=cameras,
+        k1=(0.0,) * len(photos),
+        reasons=tuple(reasons),
+        points=PointCloud.cat(points) if points else PointCloud(torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(0)),
+        warnings=warnings,
+        facts={"prior_agreement": share},
+        depths=depths,
+    )
+
+
+def cameras_and_depths(
+    images: Sequence[Tensor],
+    names: Sequence[str],
+    weights: PriorWeights,
+    device: str,
+    seed: int = 0,
+    focals: Sequence[float | None] = (),
+) -> Generator[Progress, None, tuple[list[Placed | None], list[str | None]]]:
+    """For each picture [H, W, 3] its camera in its own pixels and its depth, in one world of any scale; or None and a reason.
+
+    `focals` are known focal lengths in pixels, for networks that cannot tell them well.
+    """
+    module = importlib.import_module(weights.family.module)
+    sizes = [(image.shape[1], image.shape[0]) for image in images]
+    batch, boxes = framed(images, module.SIDE, module.MULTIPLE)
+    yield Progress("poses", 0, 1, f"{weights.family.title} looks at {len(images)} photos")
+    if weights.family.gives == "cameras":
+        prediction = checked(module.predict_scene(batch, weights, device), names, weights)
+        return prediction.of_photos(boxes, sizes, names), [None] * len(images)
+    assert weights.family.gives == "pairs", weights.family.gives
+    return (yield from _from_pairs(module, batch, boxes, sizes, names, weights, device, seed, focals))
+
+
+def pairs_of(count: int) -> list[tuple[int, int]]:
+    """Which photos are looked at together, in both orders: all, or with many each with the next ones, round in a circle."""
+    if count <= ALL_PAIRS:
+        return [(i, j) for i in range(count) for j in range(count) if i != j]
+    near = {(i, (i + step) % count) for i in range(count) for step in range(1, WINDOW + 1)}
+    return sorted(near | {(j, i) for i, j in near})
+
+
+def _from_pairs(module, batch, boxes, sizes, names, weights, device, seed, focals):
+    from recon.align_pairs import AlignPairsConfig, PairPrediction, Window, align_pairs
+
+    pairs = pairs_of(len(batch))
+    predictions = yield from module.predict_pairs(batch, pairs, weights, device)
+    height, width = batch.shape[2:]
+    windows = []
+    for box, (w, h) in zip(boxes, sizes):
+        x, y = w / box.width, h / box.height  # photo pixels per pixel of the grid
+        windows.append(Window(-box.left * x, -box.top * y, width * x, height * y))
+    known = [f / max(size) for f, size in zip(focals, sizes) if f is not None]
+    focal = sorted(known)[len(known) // 2] if len(known) == len(sizes) else None
+    found = [PairPrediction(i, j, prediction) for (i, j), prediction in zip(pairs, predictions)]
+    aligned = yield from align_pairs(sizes, found, AlignPairsConfig(focal=focal, seed=seed), windows)
+    placed: list[Placed | None] = []
+    for camera, depth, box, name in zip(aligned.cameras, aligned.depths, boxes, names):
+        placed.append(None if camera is None or depth is None else (camera, _part(depth, box, name)))
+    reasons = [None if p is not None else (r or "no depth was found for it") for p, r in zip(placed, aligned.reasons)]
+    return placed, reasons
+
+
+def _part(depth: DepthMap, box: Box, name: str) -> DepthMap:
+    """The part of the grid that shows the photo."""
+    rows, columns = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)
+    return DepthMap(name, depth.depth[rows, columns].contiguous(), depth.confidence[rows, columns].contiguous())
+
+
+def _points(placed: Placed, image: Tensor) -> PointCloud:
+    """Evenly picked sure pixels of one photo, or the surer half of all where none is sure."""
+    camera, depth = placed
+    height, width = depth.depth.shape
+    grid = camera.resized(width, height)
+    known = depth.depth > 0
+    sure = known & (depth.confidence >= SURE)
+    if not sure.any() and known.any():
+        sure = known & (depth.confidence >= depth.confidence[known].median())
+    row, column = sure.nonzero().unbind(-1)
+    step = max(1, -(-len(row) // POINTS))
+    row, column = row[::step], column[::step]
+    z = depth.depth[row, column]
+    rgb = image[row * image.shape[0] // height, column * image.shape[1] // width]
+    xyz = grid.unproject(grid.pixel_centers[row, column], z)[0]
+    return PointCloud(xyz, rgb, depth.confidence[row, column], z / grid.K[0, 0, 0])
+
+
+def _agreement(placed: Sequence[Placed]) -> float:
+    """Share of the sure pixels that another photo sees at the same depth; median over the photos."""
+    posed = [Posed(d, c.resized(d.depth.shape[1], d.depth.shape[0])) for c, d in placed]
+    if len(posed) < 2:
+        return 0.0
+    shares = []
+    for i, own in enumerate(posed):
+        sure = (own.map.depth > 0) & (own.map.confidence >= SURE)
+        shares.append(float((agreement(i, posed, AGREE).support[sure] > 0).float().mean()) if sure.any() else 0.0)
+    return sorted(shares)[len(shares) // 2]
