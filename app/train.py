@@ -15,8 +15,10 @@ from splat.errors import InputError
 from splat.progress import Progress
 
 DENSE = ("dense-field", "dense-attributes")  # networks of which there are sizes
-NETWORKS = {"text": ("shape", "detail", "attributes", *DENSE), "image": ("autoencoder", "denoiser")}  # steps that train one
-DRAWING = ("attributes", "dense-attributes", "denoiser")  # whose loss is of pictures
+NETWORKS = {  # steps that train one
+    "text": ("shape", "detail", "attributes", *DENSE), "image": ("autoencoder", "denoiser"), "repair": ("network",),
+}  # fmt: skip
+DRAWING = ("attributes", "dense-attributes", "denoiser", "pairs")  # that draw splats, which a GPU needs gsplat for
 MOST_IN_A_BATCH = 4096
 SEEDS = 2**31
 MOST_ACCUMULATED = 64  # diffusion.training draws the batches of a step from so many seeds
@@ -30,7 +32,7 @@ def train(options: Train) -> Generator[Progress, None, Path]:
     torch.set_num_threads(place.threads)
     for sentence in place.fallbacks:
         yield Progress("notice", 1, 1, sentence)
-    job = _text_step if kind == "text" else _image_step
+    job = {"text": _text_step, "image": _image_step, "repair": _repair_step}[kind]
     return (yield from _told(job(options, step, place.device)))
 
 
@@ -65,6 +67,20 @@ def _image_step(options: Train, step: str, device: str) -> Generator[Progress, N
         presumed_licences=options.presumed_licences, denoiser=MultiviewTrainConfig(text=options.text, own=options.own),
     )  # fmt: skip
     return train_image(step, options.work, options.objects, _with_own(config, options, "image", step))
+
+
+def _repair_step(options: Train, step: str, device: str) -> Generator[Progress, None, Path]:
+    from app.train_repair import train_repair_step
+
+    if options.clip is not None or options.space != "pixel" or options.text or options.own:
+        raise InputError(
+            f"{options.step} reads no sentences and has one space; --clip, --space, --text and --own are for others."
+        )
+    own = {name: getattr(options, name) for name in ("steps", "lr", "accumulate", "batch")}
+    return train_repair_step(
+        step, options.work, options.objects, options.minutes, options.seed, options.presumed_licences, device,
+        torch.get_num_threads(), own,
+    )  # fmt: skip
 
 
 def _with_own(config, options: Train, kind: str, step: str):

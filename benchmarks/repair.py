@@ -168,7 +168,7 @@ def fit_config(views: list[Views], args: argparse.Namespace, **changes) -> FitCo
 
 def rounds(scene: Fitted, row: str, network, args: argparse.Namespace, name: str) -> dict:
     changes, calls, shown = ROWS[row]
-    config = dataclasses.replace(RepairRoundsConfig(steps=args.round_steps), **changes)
+    config = dataclasses.replace(RepairRoundsConfig(lr_means=args.lr_means), **changes)
     shots = []
 
     def repairer(request: RepairRequest) -> Tensor:
@@ -181,7 +181,7 @@ def rounds(scene: Fitted, row: str, network, args: argparse.Namespace, name: str
     job = repair_rounds(
         scene.views,
         scene.fitted.splats,
-        fit_config(scene.views, args, lr_means=args.lr_means),
+        fit_config(scene.views, args),
         repairer,
         config,
         scene.priors,

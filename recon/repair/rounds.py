@@ -31,6 +31,7 @@ class RepairRoundsConfig:
 
     rounds: int = 3
     steps: int = 200  # of the fit in each round
+    lr_means: float = 1.6e-4  # at the beginning of each round, times the scene's extent
     partners: int = 2  # photos that each photo is joined with; repaired views lie on the arcs between
     per_pair: int = 3
     scale: float = 1.0  # size of the repaired views in photos
@@ -128,6 +129,8 @@ def repair_round(
         fit_config,
         steps=config.steps,
         coarse=(),
+        lr_means=config.lr_means,
+        lr_means_final=config.lr_means / 100,
         sh_every=0.0,
         sh_degree=splats.sh_degree,
         exposure=False,
