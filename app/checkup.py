@@ -64,6 +64,7 @@ def check_photos(options: commands.Check) -> Generator[Progress, None, Verdict]:
 def _estimates(found: PhotoSet) -> dict[str, float]:
     """Seconds of the photos job by preset, on this machine."""
     from app.machine import pick_place
+    from splat.few_photos import FEW_PHOTOS
 
     place = pick_place("auto", None)
     photos, pixels = len(found.photos), sum(photo.image.numel() // 3 for photo in found.photos)
@@ -79,6 +80,7 @@ def _estimates(found: PhotoSet) -> dict[str, float]:
             solve_poses=True,
             renderer=place.renderer,
             threads=place.threads,
+            regularised=photos <= FEW_PHOTOS,
         )
         seconds[name] = round(estimate.seconds, 1)
     return seconds

@@ -16,6 +16,8 @@ TrainStep = Literal[
     "image-views", "image-autoencoder", "image-denoiser", "image-pack",
 ]  # fmt: skip
 
+FitPart = Literal["depth", "normals", "poses", "rates"]  # splat.few_photos.PARTS, which comes with torch
+
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
@@ -77,6 +79,11 @@ class Photos(Job):
     """Long side in px of the photos fitted to; the preset decides by default."""
     steps: int | None = None
     """Steps of the fit; the preset decides by default."""
+    regularise: Literal["auto", "full", "none"] = "auto"
+    """How to keep the fit from explaining each photo on its own: full leans on depth from stereo, lets solved cameras move on
+    and more; none is a plain fit; auto is full for up to 12 photos."""
+    without: tuple[FitPart, ...] = ()
+    """Parts of the full fit to leave out."""
     real_size: float | None = None
     """Longest side of the subject in metres; gives the result metric scale, as exact as what the photos show of that side."""
     colmap_out: bool = False

@@ -22,6 +22,7 @@ STEREO_MEGAPIXELS = 0.12  # a photo
 SECONDS_PER_STEP = 0.005  # fit: fixed part of a step, and then per megapixel and per 100,000 Gaussians
 SECONDS_PER_STEP_MEGAPIXEL = 0.12
 SECONDS_PER_STEP_100K = 0.045
+REGULARISED = 1.6  # times as long is a step of the fit for few photos
 SECONDS_PER_FRAME_MEGAPIXEL = 0.25  # turntable
 SECONDS_MESH = 5.0
 REFERENCE_SLOWDOWN = 40.0  # of the plain PyTorch renderer against the native one
@@ -65,7 +66,15 @@ class Estimate:
 
 
 def estimate_photos(
-    photos: int, pixels: int, fit_pixels: int, preset: Preset, *, solve_poses: bool, renderer: str, threads: int
+    photos: int,
+    pixels: int,
+    fit_pixels: int,
+    preset: Preset,
+    *,
+    solve_poses: bool,
+    renderer: str,
+    threads: int,
+    regularised: bool = False,
 ) -> Estimate:
     """For `photos` photos of `pixels` each at feature size and `fit_pixels` each in the fit; `renderer` by name."""
     from splat.optimise import BYTES_PER_GAUSSIAN  # imports torch
@@ -77,6 +86,7 @@ def estimate_photos(
     megapixels = fit_pixels / 1e6
     poses = SECONDS_SOLVING + 0.5 * photos + SECONDS_PER_PAIR * pairs if solve_poses else 0.0
     step = SECONDS_PER_STEP + SECONDS_PER_STEP_MEGAPIXEL * megapixels + SECONDS_PER_STEP_100K * preset.max_gaussians / 100_000
+    step *= REGULARISED if regularised else 1
     frame = preset.turntable_side**2 * 0.7 / 1e6 * SECONDS_PER_FRAME_MEGAPIXEL
     seconds = (
         (SECONDS_PER_PHOTO * photos + poses) / speed

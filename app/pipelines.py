@@ -49,7 +49,7 @@ class Plan:
     preset: Preset
     fit_side: int
     background: tuple[float, float, float]
-    few: bool  # photos few enough for the regularised fit
+    regularised: bool  # as few photos need it
     fit_memory: int  # bytes left to the fit
     estimate: Estimate
     job: dict[str, Any]  # what makes two runs the same run
@@ -109,6 +109,8 @@ def plan_photos(options: Photos) -> Plan:
         raise InputError(f"--seed {options.seed} is out of range; give 0 to {2**31 - 1}.")
     if options.real_size is not None and not 0 < options.real_size < math.inf:
         raise InputError(f"--real-size {options.real_size} is no size; give the subject's longest side in metres.")
+    if options.without and options.regularise == "none":
+        raise InputError("--without leaves parts out of the full fit, which --regularise none does not do; give one of them.")
     if options.steps is not None and options.steps < 1:
         raise InputError(f"--steps {options.steps} fits nothing; give 1 or more.")
     background, place, preset = colour(options.background), pick_place(options.device, options.threads), PRESETS[options.preset]
@@ -134,6 +136,7 @@ def plan_photos(options: Photos) -> Plan:
 
         check_hope(found)
     fitted = len(found.photos) - len(held_out(len(found.photos), options.holdout))
+    regularised = options.regularise == "full" or (options.regularise == "auto" and fitted <= FEW_PHOTOS)
     pixels = sum(p.image.numel() // 3 for p in found.photos)
     largest = max(max(p.size) for p in found.photos)
     fit_pixels = pixels * min(1.0, fit_side / largest) ** 2 / len(found.photos)
@@ -143,6 +146,7 @@ def plan_photos(options: Photos) -> Plan:
         int(fit_pixels),
         preset,
         solve_poses=not given,
+        regularised=regularised,
         renderer=place.renderer,
         threads=place.threads,
     )
@@ -163,7 +167,7 @@ def plan_photos(options: Photos) -> Plan:
         preset=preset,
         fit_side=fit_side,
         background=background,
-        few=fitted <= FEW_PHOTOS,
+        regularised=regularised,
         fit_memory=fit_memory,
         estimate=estimate,
         job=_job(options, found.photos, place),
@@ -176,27 +180,14 @@ def _photos_work(
     from recon.reconstruct import RECONSTRUCTION_TYPES
     from splat.extract_mesh import MeshConfig, extract_mesh
     from splat.mesh import Mesh
-    from splat.optimise import FitConfig, FitResult, fit
+    from splat.optimise import FitResult, fit
 
     types = (*RECONSTRUCTION_TYPES, FitResult, Mesh)
     options, place, preset = plan.options, plan.place, plan.preset
     torch.set_num_threads(place.threads)
     background = torch.tensor(plan.background)
     recon_config = _reconstruct_config(plan)
-    fit_config = FitConfig.for_photos(
-        len(photos),
-        steps=preset.steps,
-        checkpoint_every=max(10, min(250, preset.steps // 4)),
-        sh_degree=preset.sh_degree,
-        max_gaussians=preset.max_gaussians,
-        memory_budget=plan.fit_memory,
-        background=plan.background,
-        seed=options.seed,
-        backend=place.renderer,
-        threads=place.threads,
-        # Pictures that came with alpha are renders or studio cut-outs: nothing was exposed differently, and gains would drift.
-        exposure=not all(p.on_white for p in photos),
-    )
+    fit_config = _fit_config(plan, photos)
     mesh_config = MeshConfig(max_faces=preset.mesh_faces)
 
     saved = functools.partial(saved_stage, work=work, types=types, watch=watch, notices=notices)
@@ -294,10 +285,32 @@ def _reconstruct_config(plan: Plan) -> Any:
         prior=PlaneSweepConfig(patches=PatchMatchConfig(seed=options.seed)),
         initialise=InitialConfig(seed=options.seed),
         holdout=options.holdout,
-        priors=plan.few,
+        priors=plan.regularised,
         fit_side=plan.fit_side,
         background=plan.background,
         real_size=options.real_size,
+    )
+
+
+def _fit_config(plan: Plan, photos: tuple) -> Any:
+    from splat.few_photos import PARTS, for_few_photos
+
+    preset = plan.preset
+    return for_few_photos(
+        len(photos),
+        poses_given=plan.options.poses != "auto",
+        without=plan.options.without if plan.regularised else PARTS,
+        steps=preset.steps,
+        checkpoint_every=max(10, min(250, preset.steps // 4)),
+        sh_degree=preset.sh_degree,
+        max_gaussians=preset.max_gaussians,
+        memory_budget=plan.fit_memory,
+        background=plan.background,
+        seed=plan.options.seed,
+        backend=plan.place.renderer,
+        threads=plan.place.threads,
+        # Pictures that came with alpha are renders or studio cut-outs: nothing was exposed differently, and gains would drift.
+        exposure=not all(p.on_white for p in photos),
     )
 
 

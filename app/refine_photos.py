@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from splat.optimise import FitConfig, FitResult
     from splat.views import Views
 
-# A fit that is done needs no large steps: the means begin at a tenth of the first fit's rate.
+# A fit that is done needs no large steps: means and cameras begin at a tenth of the first fit's rates.
 LR_MEANS = 1.6e-5
+LR_POSES = 2e-5
 
 
 def further_steps(preset: PresetName) -> int:
@@ -140,9 +141,12 @@ def fit_config(
     """Of the longer fit: from the splats as they are, at the photos' full size, with all degrees of SH from the start."""
     from splat.densify import ErrorDensify, MCMCDensify
     from splat.optimise import MANY_PHOTOS, FitConfig, gaussian_cap
+    from splat.regularise import RegulariserConfig
 
     try:
         background, exposure = tuple(float(v) for v in old["fit"]["background"]), bool(old["fit"]["exposure"])
+        terms = RegulariserConfig(**old["fit"]["regularise"]) if scene.priors is not None else RegulariserConfig()
+        refine_poses = bool(old["fit"]["refine_poses"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{Path(options.result) / 'config.json'} tells nothing of the fit; make the result again.") from error
     photos = sum(len(v) for v in scene.train)
@@ -161,6 +165,9 @@ def fit_config(
         memory_budget=int(budget - BYTES_BASE - stored),
         background=background,
         exposure=exposure,
+        regularise=terms,
+        refine_poses=refine_poses,
+        lr_poses=LR_POSES,
         seed=options.seed,
         backend=place.renderer,
         threads=place.threads,

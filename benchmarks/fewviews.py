@@ -43,11 +43,12 @@ from recon.poses import PoseConfig, solve_poses, undistort
 from recon.poses.from_file import load_poses, photos_of_transforms
 from recon.priors import DepthMap
 from recon.priors.plane_sweep import PlaneSweepConfig, estimate_depths
-from recon.splits import PROTOCOLS
+from recon.splits import PROTOCOLS, Protocol
 from recon.triangulate import triangulate
 from splat.cameras import Cameras
 from splat.densify import ClassicDensify
 from splat.errors import SplatsmithError
+from splat.few_photos import PARTS, Part, for_few_photos
 from splat.gaussians import Splats
 from splat.metrics import psnr, ssim
 from splat.optimise import FitConfig, fit
@@ -55,7 +56,7 @@ from splat.points import PointCloud
 from splat.refine_camera import refine_camera
 from splat.regularise import RegulariserConfig
 from splat.render import RenderOptions, render
-from splat.similarity import fit_similarity
+from splat.similarity import Similarity, fit_similarity
 from splat.views import Views
 
 # 3DGS as published, but for the number of steps, which is everybody's here.
@@ -78,10 +79,14 @@ class Row:
     changes: dict = field(default_factory=dict)  # of `FitConfig.for_photos`
     terms: dict = field(default_factory=dict)  # of `RegulariserConfig`
     filled: bool = True  # known surfaces continue into the holes of the start (photos without masks)
+    without: tuple[Part, ...] = PARTS  # what is left out of `splat.few_photos`
 
 
-FASTER = {"lr_means": 4.8e-4, "lr_means_final": 4.8e-6}  # three times 3DGS's: surfaces find their place in fewer steps
-FULL_TERMS = {"absolute_depth": 0.1, "normals": 0.01}
+def all_but(*parts: Part) -> tuple[Part, ...]:
+    return tuple(p for p in PARTS if p not in parts)
+
+
+# "ours" are the defaults for any number of photos; "full" is what `splatsmith photos` does with few.
 ROWS = {
     "3dgs random": Row("random", PLAIN, filled=False),
     "3dgs sfm": Row("sfm", PLAIN, filled=False),
@@ -91,14 +96,14 @@ ROWS = {
     "dense": Row("dense"),
     "+ pearson": Row("dense", terms={"depth": 0.1}),
     "+ local pearson": Row("dense", terms={"local_depth": 0.1}),
-    "+ absolute depth": Row("dense", terms={"absolute_depth": 0.1}),
-    "+ normals": Row("dense", terms={"normals": 0.01}),
     "+ virtual views": Row("dense", terms={"virtual_views": 0.3}),
     "+ drop": Row("dense", terms={"drop": 0.2}),
     "+ smoothing": Row("dense", terms={"smoothing": True}),
     "+ mean of last steps": Row("dense", {"average_from": 0.8}),
-    "+ faster means": Row("dense", FASTER),
-    "full": Row("dense", FASTER, FULL_TERMS),
+    **{f"+ {part}": Row("dense", without=all_but(part)) for part in PARTS},
+    "full": Row("dense", without=()),
+    **{f"full without {part}": Row("dense", without=(part,)) for part in PARTS},
+    "full from sfm": Row("sfm", without=(), filled=False),
 }
 
 
@@ -115,6 +120,8 @@ class Scene:
     dense: PointCloud
     posed: bool  # test cameras are exact
     facts: dict
+    truth: dict[str, Tensor] = field(default_factory=dict)  # photo -> true cam_from_world, of unposed training photos
+    true_test: list[Views] = field(default_factory=list)  # the test views of these, in the world of `truth`
 
 
 def main() -> None:
@@ -201,14 +208,19 @@ def published(folder: Path, count: int, args: argparse.Namespace) -> Scene:
     train_photos, test_photos, given = _photos_of(folder, protocol, count)
     if not protocol.posed or given is None:
         return _unposed(folder.name, train_photos, test_photos, given, args)
-    side = args.side
+    side = side_of(train_photos, protocol, args)
     train, test = (views_of(p, load_poses(g, p), side) for p, g in zip((train_photos, test_photos), given))
     weights = None if args.test_masks is None else [_weights(v, args.test_masks) for v in test]
-    facts = {"protocol": args.protocol, "views": len(train_photos), "tests": [p.name for p in test_photos]}
+    facts = {"protocol": args.protocol, "side": side, "views": len(train_photos), "tests": [p.name for p in test_photos]}
     return _with_depth(folder.name, train, test, weights, True, facts)
 
 
-def _photos_of(folder: Path, protocol, count: int) -> tuple[list[Photo], list[Photo], tuple[Path, Path] | None]:
+def side_of(photos: list[Photo], protocol: Protocol, args: argparse.Namespace) -> int:
+    """px, long side that the photos are evaluated at: what was asked for, else the originals' divided as the protocol does."""
+    return args.side or round(max(max(p.original_size) for p in photos) / protocol.shrink)
+
+
+def _photos_of(folder: Path, protocol: Protocol, count: int) -> tuple[list[Photo], list[Photo], tuple[Path, Path] | None]:
     """Training photos, test photos, and where their poses are."""
     transforms = [folder / f"transforms_{part}.json" for part in ("train", "test")]
     if all(f.is_file() for f in transforms):
@@ -263,6 +275,7 @@ def _unposed(name: str, photos: list[Photo], tests: list[Photo], given, args: ar
         reasons=truth.reasons[len(photos) :],
         observations=(),
     )
+    args = argparse.Namespace(**(vars(args) | {"side": side_of(photos, PROTOCOLS[args.protocol], args)}))
     (test,) = views_of(tests, true_tests, args.side)
     return _placed(name, photos, found, list(truth.cameras[: len(photos)]), test, args)
 
@@ -271,17 +284,25 @@ def _placed(name: str, photos: list[Photo], found, truth: list[Cameras | None], 
     """Solved poses, with the test cameras moved into their world."""
     errors = relative_errors(poses_of(found.cameras), poses_of(truth))
     facts = {"views": len(photos), "placed": len(found.placed)}
-    facts |= {f"auc{limit}": pose_auc(errors, limit) for limit in LIMITS_DEG}
+    facts |= {f"auc{limit}": pose_auc(errors, limit) for limit in LIMITS_DEG} | {"mean_deg": float(errors.mean())}
     if args.poses_only:
         return Scene(name, [], [], None, None, [], found.points, False, facts)
-    common = [i for i in found.placed if truth[i] is not None]
-    if len(common) < 3:
-        raise SplatsmithError(f"{len(common)} photos placed; the test cameras need 3")
-    ends = (torch.cat([cameras[i].centers for i in common]) for cameras in (truth, found.cameras))
-    world = fit_similarity(*ends)
-    test = dataclasses.replace(test, cameras=test.cameras.transformed(world)).limited(args.side)
+    true_poses = {p.name: t for p, t in zip(photos, poses_of(truth)) if t is not None}
     train = views_of(photos, found, args.side)
-    return _with_depth(name, train, [test], None, False, facts, found.points)
+    world = _world_from_truth(train, true_poses)
+    tests = [dataclasses.replace(test, cameras=test.cameras.transformed(world)).limited(args.side)]
+    scene = _with_depth(name, train, tests, None, False, facts, found.points)
+    return dataclasses.replace(scene, truth=true_poses, true_test=[test.limited(args.side)])
+
+
+def _world_from_truth(train: list[Views], truth: dict[str, Tensor]) -> Similarity:
+    """The similarity that takes the true world to that of the training cameras."""
+    pairs = [(truth[n], v.cameras.centers[i]) for v in train for i, n in enumerate(v.names) if n in truth]
+    if len(pairs) < 3:
+        raise SplatsmithError(f"{len(pairs)} photos placed; the test cameras need 3")
+    true, found = zip(*pairs)
+    true = torch.linalg.inv(torch.stack(true).double())[:, :3, 3].to(found[0])
+    return fit_similarity(true, torch.stack(found))
 
 
 def _with_depth(name, train, test, weights, posed, facts, sparse: PointCloud | None = None) -> Scene:
@@ -308,13 +329,20 @@ def first_splats(scene: Scene, row: Row, seed: int, args: argparse.Namespace) ->
 def measured(scene: Scene, row: Row, seed: int, args: argparse.Namespace) -> dict:
     initial = first_splats(scene, row, seed, args)
     masked = all(v.masks is not None for v in scene.train)
-    settings = {"steps": args.steps, "max_gaussians": args.max_gaussians, "seed": seed, "threads": args.threads}
-    settings |= {"exposure": not (masked or scene.posed), "regularise": RegulariserConfig(**row.terms)} | row.changes
-    config = FitConfig.for_photos(sum(len(v) for v in scene.train), **settings)
+    config = config_of(row, scene, steps=args.steps, max_gaussians=args.max_gaussians, seed=seed, threads=args.threads)
+    config = dataclasses.replace(config, exposure=config.exposure and not (masked or scene.posed))
     before = time.process_time()
     priors = fit_priors(scene.train, scene.maps) if config.regularise.needs_priors else None
     result = result_of(fit(scene.train, initial, config, None, priors))
     seconds = time.process_time() - before
+    moved = {}
+    if config.refine_poses and scene.truth:
+        train = [dataclasses.replace(v, cameras=c) for v, c in zip(scene.train, result.cameras)]
+        world = _world_from_truth(train, scene.truth)
+        test = [dataclasses.replace(v, cameras=v.cameras.transformed(world)) for v in scene.true_test]
+        scene = dataclasses.replace(scene, train=train, test=test)
+    if scene.truth:
+        moved = pose_facts(scene)
     quality = scores(result.splats, scene, args)
     return {
         "steps": args.steps,
@@ -322,8 +350,23 @@ def measured(scene: Scene, row: Row, seed: int, args: argparse.Namespace) -> dic
         "splats": len(result.splats),
         "train_psnr": result.train_psnr,
         **quality,
+        **moved,
         "cpu_seconds": seconds,
     }
+
+
+def config_of(row: Row, scene: Scene, **settings) -> FitConfig:
+    terms = {"regularise": RegulariserConfig(**row.terms)} if row.terms else {}
+    count = sum(len(v) for v in scene.train)
+    settings = {"exposure": True} | settings | row.changes | terms
+    return for_few_photos(count, poses_given=scene.posed, without=row.without, **settings)
+
+
+def pose_facts(scene: Scene) -> dict[str, float]:
+    """Of the training cameras as they are after the fit; photos without a camera are lost."""
+    found = {n: v.cameras.cam_from_world[i] for v in scene.train for i, n in enumerate(v.names)}
+    errors = relative_errors([found.get(name) for name in scene.truth], list(scene.truth.values()))
+    return {f"fit_auc{limit}": pose_auc(errors, limit) for limit in LIMITS_DEG} | {"fit_mean_deg": float(errors.mean())}
 
 
 def scores(splats, scene: Scene, args: argparse.Namespace) -> dict[str, float]:
@@ -363,7 +406,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--objects", type=Path, help="packed objects or a folder of meshes: rendered scenes of them")
     parser.add_argument("--views", nargs="+", type=int, help="numbers of training views; the protocol's first without it")
     parser.add_argument("--test-masks", type=Path, help="folder of foreground masks named as the test photos")
-    parser.add_argument("--side", type=int, default=400, help="px, long side of fit and test")
+    parser.add_argument("--side", type=int, help="px, long side of fit and test; the protocol's without it, 400 for objects")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--max-gaussians", type=int, default=60_000)
     parser.add_argument("--random-count", type=int, default=20_000)
@@ -374,6 +417,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", type=Path, help="file for the rows; what it has is not run again")
     args = parser.parse_args()
+    args.side = args.side or (400 if args.objects else None)
     if not args.scenes and not args.objects:
         parser.error("give scenes or --objects")
     return args

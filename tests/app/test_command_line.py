@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import tyro
@@ -52,13 +53,20 @@ def test_photos_takes_the_documented_options():
     options = parsed(
         *"photos a b.jpg --out R --poses t.json --holdout 8 --masks auto --max-side 300 --real-size 0.2 --colmap-out".split(),
         *"--preset draft --device cpu --threads 2 --seed 7 --memory-budget 2GB --resume --overwrite --quiet --json".split(),
-        *"--background black --compact --intrinsics per-photo".split(),
+        *"--background black --compact --intrinsics per-photo --regularise full --without normals poses".split(),
     )
     assert options == commands.Photos(
         inputs=(Path("a"), Path("b.jpg")), out=Path("R"), poses="t.json", holdout=8, masks="auto", max_side=300, real_size=0.2,
         colmap_out=True, preset="draft", device="cpu", threads=2, seed=7, memory_budget="2GB", resume=True, overwrite=True,
-        quiet=True, json=True, background="black", compact=True, intrinsics="per-photo",
+        quiet=True, json=True, background="black", compact=True, intrinsics="per-photo", regularise="full",
+        without=("normals", "poses"),
     )  # fmt: skip
+
+
+def test_the_parts_of_the_fit_are_those_that_it_has():
+    from splat.few_photos import PARTS
+
+    assert get_args(commands.FitPart) == PARTS
 
 
 def test_text_takes_the_documented_options():
@@ -98,7 +106,7 @@ def test_a_command_that_does_not_parse_exits_with_2(words, capsys):
         ("--seed 2147483648", "--seed 2147"), ("--real-size nan", "--real-size"), ("--memory-budget lots", "'lots'"),
         ("--memory-budget 0GB", "0GB"), ("--background pink", "pink"), ("--background 1,2,300", "1,2,300"),
         ("--poses nowhere.json", "nowhere.json"), ("--threads 0", "--threads 0"), ("--steps 0", "--steps 0"),
-        ("--masks nowhere", "nowhere"),
+        ("--masks nowhere", "nowhere"), ("--regularise none --without depth", "give one of them"),
     ],
 )  # fmt: skip
 def test_an_impossible_option_is_one_sentence_and_nothing_is_written(option, told, capture, tmp_path, capsys):

@@ -6,8 +6,10 @@ from app.estimate import clock, decodable_pixels, estimate_photos, parse_bytes
 from app.presets import PRESETS
 
 
-def seconds(photos=16, pixels=700_000, fit=150_000, preset="standard", renderer="native", threads=2, solve=True):
-    return estimate_photos(photos, pixels, fit, PRESETS[preset], solve_poses=solve, renderer=renderer, threads=threads).seconds
+def seconds(photos=16, pixels=700_000, fit=150_000, preset="standard", renderer="native", threads=2, solve=True, few=False):
+    return estimate_photos(
+        photos, pixels, fit, PRESETS[preset], solve_poses=solve, renderer=renderer, threads=threads, regularised=few
+    ).seconds
 
 
 def test_more_work_takes_longer():
@@ -15,7 +17,8 @@ def test_more_work_takes_longer():
     assert seconds(preset="quality") > seconds() > seconds(preset="draft")
     assert seconds(renderer="reference") > 5 * seconds()
     assert seconds(threads=1) > seconds() > seconds(threads=16) > seconds(renderer="gsplat", threads=16)
-    assert seconds(solve=False) < seconds()
+    assert seconds(solve=False) < seconds() < seconds(few=True)
+    assert seconds(photos=6, pixels=786_432, fit=480 * 360, few=True) < 300, "a handful of photos on two cores"
 
 
 @pytest.mark.parametrize(

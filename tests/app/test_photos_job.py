@@ -5,6 +5,7 @@ import random
 import resource
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,12 @@ from app import __main__ as entry
 from app.report import read_report
 from recon.poses.from_file import load_poses
 from splat.io import load
+from splat.optimise import FitConfig
+
+SET_BY_THE_JOB = (
+    "steps", "checkpoint_every", "sh_degree", "max_gaussians", "memory_budget", "background", "seed", "backend", "threads",
+    "exposure",
+)  # fmt: skip
 
 pytestmark = pytest.mark.timeout(900)  # whole processes, on machines that may be busy
 
@@ -36,7 +43,31 @@ def test_the_result_folder_is_complete(result):
     assert report["metrics"]["train"]["n"] == 6 and report["metrics"]["holdout"]["n"] == 2
     assert report["gaussians"] == len(load(result / "scene.ply"))
     assert {"prior", "fit", "mesh", "turntable"} <= {s["name"] for s in report["stages"]}
-    assert json.loads((result / "config.json").read_text())["fit"]["steps"] == 150
+    fit = json.loads((result / "config.json").read_text())["fit"]
+    assert fit["steps"] == 150
+    assert fit["regularise"]["absolute_depth"] > 0 and not fit["refine_poses"], "few photos, whose poses were given"
+
+
+def test_the_fit_is_plain_where_that_is_asked_for_and_photos_are_few_only_without_those_held_out(capture, tmp_path):
+    from app import commands
+    from app.pipelines import _fit_config, plan_photos
+
+    def planned(**more):
+        options = commands.Photos(
+            inputs=(capture.photos,), poses=str(capture.poses), out=tmp_path / "R", preset="draft", threads=1, **more
+        )
+        plan = plan_photos(options)
+        return plan.regularised, _fit_config(plan, plan.photos)
+
+    regularised, config = planned()
+    assert regularised and config.regularise.needs_priors
+    assert planned(without=("depth",))[1].regularise == replace(config.regularise, absolute_depth=0.0)
+    regularised, config = planned(regularise="none")
+    assert not regularised and config == FitConfig.for_photos(8, **{name: getattr(config, name) for name in SET_BY_THE_JOB})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("app.pipelines.FEW_PHOTOS", 6)
+        assert [planned(holdout=n)[0] for n in (0, 4, 8)] == [False, True, False]
+        assert planned(regularise="full")[0]
 
 
 def test_the_events_tell_estimate_progress_and_end(result):

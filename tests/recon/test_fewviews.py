@@ -1,5 +1,6 @@
 """The benchmark of few photos on a tiny capture of Blender's form: what it runs, and that it goes on where it was cut."""
 
+import argparse
 import dataclasses
 import json
 import sys
@@ -11,9 +12,11 @@ import torch
 from recon.poses.from_file import write_transforms
 from recon.splits import BLENDER_TRAIN
 from splat.cameras import Cameras
+from splat.few_photos import PARTS, for_few_photos
 from splat.io.images import save_image
 from splat.optimise import FitConfig
 from splat.regularise import RegulariserConfig
+from splat.views import Views
 
 
 @pytest.fixture
@@ -40,13 +43,20 @@ def capture(tmp_path):
 
 
 def test_every_row_is_a_fit(fewviews):
-    for row in fewviews.ROWS.values():
-        terms = RegulariserConfig(**row.terms)
-        config = FitConfig.for_photos(8, **(row.changes | {"regularise": terms}))
-        assert terms.needs_priors <= (row.start == "dense") and config.regularise == terms
-    full = fewviews.ROWS["full"]
-    alone = [r.terms for r in fewviews.ROWS.values() if len(r.terms) == 1]
-    assert all({name: value} in alone for name, value in full.terms.items())  # every part of it has a row of its own
+    camera = Cameras.orbit(8, 3.0, 0, 45, 32, 32)
+    views = Views(torch.rand(8, 32, 32, 3), tuple("abcdefgh"), camera)
+    for posed in (True, False):
+        scene = fewviews.Scene("x", [views], [], None, None, [], None, posed, {})
+        config = {name: fewviews.config_of(row, scene, steps=7) for name, row in fewviews.ROWS.items()}
+        assert all(
+            c.steps == 7 and c.regularise.needs_priors <= (fewviews.ROWS[n].start != "random") for n, c in config.items()
+        )
+        assert config["full"] == for_few_photos(8, poses_given=posed, steps=7, exposure=True)
+        assert config["dense"] == FitConfig.for_photos(8, steps=7, exposure=True)
+        assert config["full"].refine_poses == (not posed) == config["+ poses"].refine_poses
+        assert not config["full without poses"].refine_poses and config["full without poses"].regularise.absolute_depth > 0
+        assert config["+ depth"].regularise == RegulariserConfig(absolute_depth=config["full"].regularise.absolute_depth)
+    assert {f"+ {part}" for part in PARTS} | {f"full without {part}" for part in PARTS} <= set(fewviews.ROWS)
 
 
 def test_a_cut_run_goes_on(fewviews, capture, tmp_path, monkeypatch, capsys):
@@ -67,6 +77,14 @@ def test_a_cut_run_goes_on(fewviews, capture, tmp_path, monkeypatch, capsys):
     assert "mean of   1 random" in capsys.readouterr().out
 
 
+def test_photos_are_as_large_as_the_protocol_says_unless_told(fewviews, capture):
+    protocol = fewviews.PROTOCOLS["blender"]
+    photos = fewviews.read([capture / "train" / "r_2.png"])
+    args = argparse.Namespace(side=None)
+    assert fewviews.side_of(photos, protocol, args) == 16  # half of 32
+    assert fewviews.side_of(photos, protocol, argparse.Namespace(side=24)) == 24
+
+
 def test_metrics_count_the_foreground_where_it_is_given(fewviews):
     scene = fewviews.Scene("x", [], [], None, None, [], None, True, {})
     from scenes import one_splat
@@ -74,7 +92,6 @@ def test_metrics_count_the_foreground_where_it_is_given(fewviews):
     camera = Cameras.orbit(1, 3.0, 0, 45, 32, 32)
     splats = one_splat((0.0, 0, 0), (0.2, 0.4, 0.6), scales=(0.2, 0.2, 0.2))
     from splat.render import RenderOptions, render
-    from splat.views import Views
 
     seen = render(splats, camera, RenderOptions(background=torch.ones(3))).rgb
     weights = torch.zeros(1, 32, 32)

@@ -1,0 +1,16 @@
+"""What the fit for few photos is made of, and that each part can be left out."""
+
+from splat.few_photos import PARTS, for_few_photos
+from splat.optimise import FitConfig
+
+
+def test_without_its_parts_it_is_the_fit_for_any_number():
+    assert for_few_photos(6, poses_given=False, without=PARTS, steps=9) == FitConfig.for_photos(6, steps=9)
+
+
+def test_every_part_changes_something_and_only_solved_cameras_move():
+    full = for_few_photos(6, poses_given=False)
+    for part in PARTS:
+        assert for_few_photos(6, poses_given=False, without=(part,)) != full, part
+    assert full.refine_poses and not for_few_photos(6, poses_given=True).refine_poses
+    assert for_few_photos(6, poses_given=True, lr_means=1e-5).lr_means == 1e-5, "changes have the last word"
