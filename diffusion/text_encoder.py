@@ -178,10 +178,7 @@ def _load_clip(config: ClipConfig, device: torch.device | str, transformers) -> 
         raise InputError(f"{config.folder} holds no config.json of a CLIP model; give a folder saved by transformers.")
     try:
         tokenizer = transformers.CLIPTokenizerFast.from_pretrained(config.folder, local_files_only=True).backend_tokenizer
-        network = transformers.CLIPTextModel(transformers.CLIPTextConfig.from_pretrained(config.folder, local_files_only=True))
-        weights = _weights(config.folder)
-        of_text = {k.removeprefix("text_model."): v for k, v in weights.items() if k.startswith("text_model.")}
-        _load_strictly(getattr(network, "text_model", network), of_text or weights)
+        network = clip_text_network(config.folder)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{config.folder} is no CLIP model that loads ({first}); save it again as safetensors.") from error
@@ -192,11 +189,27 @@ def _load_clip(config: ClipConfig, device: torch.device | str, transformers) -> 
     return TextEncoder(config, tokenizer, network.eval().to(device), network.config.hidden_size, "end")
 
 
+def clip_text_network(folder: Path):
+    """The text half of the CLIP model in `folder`, frozen, float32 (a transformers.CLIPTextModel).
+
+    Strictly from safetensors; errors are those of the libraries.
+    """
+    import transformers
+
+    network = transformers.CLIPTextModel(transformers.CLIPTextConfig.from_pretrained(folder, local_files_only=True))
+    weights = _weights(folder)
+    of_text = {k.removeprefix("text_model."): v for k, v in weights.items() if k.startswith("text_model.")}
+    _load_strictly(getattr(network, "text_model", network), of_text or weights)
+    return network.eval()
+
+
 def _weights(folder: Path) -> dict[str, Tensor]:
     """float32 weights, less the positions that older files list though they are no weights."""
     from safetensors.torch import load_file
 
-    return {k: v.float() for k, v in load_file(folder / "model.safetensors").items() if not k.endswith("position_ids")}
+    half = folder / "model.fp16.safetensors"  # as hubs keep them beside the whole ones
+    file = folder / "model.safetensors" if not half.is_file() or (folder / "model.safetensors").is_file() else half
+    return {k: v.float() for k, v in load_file(file).items() if not k.endswith("position_ids")}
 
 
 def _load_strictly(network: nn.Module, weights: dict[str, Tensor]) -> None:

@@ -1,0 +1,64 @@
+"""Which network mends damaged renders: ours, or Stable Diffusion or a video network from a folder on this machine."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from app.report import Licence
+from splat.errors import InputError
+from splat.repair_request import Repairer
+
+SMALL = "small"  # the one that comes with splatsmith
+
+
+@dataclass(frozen=True)
+class ChosenRepairer:
+    """A repairer and what to say about it."""
+
+    repair: Repairer
+    name: str
+    licences: tuple[Licence, ...]
+    kind: Literal["small", "views", "video"]  # a video network takes the frames of a path, in order
+
+
+def chosen_repairer(option: str, *, device: str = "cpu", prompt: str = "", video_too: bool = False) -> ChosenRepairer:
+    """`option` is "small" or a folder: Stable Diffusion with a ControlNet, or, with `video_too`, a video network.
+
+    `prompt` says what the scene shows; only networks that read text use it. Raises `InputError`, one sentence, for a folder that
+    will not do; nothing has been computed or written then.
+    """
+    if option == SMALL:
+        from diffusion.repair import small_repairer
+
+        return ChosenRepairer(small_repairer(None), SMALL, (), "small")
+    folder = Path(option)
+    if not folder.is_dir():
+        raise InputError(
+            f"--repairer {option} is neither {SMALL} nor a folder; give a checkpoint's folder as docs/repair-public.md describes."
+        )
+    if _holds_video(folder):
+        if not video_too:
+            raise InputError(f"{folder} holds a video network, which repairs no single views; use it with render --enhance.")
+        from diffusion.video_repair import VideoRepairConfig, load_video_repairer
+
+        video = load_video_repairer(folder, VideoRepairConfig(prompt=prompt), device)
+        return ChosenRepairer(video, folder.name, _licences(video.licences), "video")
+    from diffusion.sd_repair import SdRepairConfig, load_sd_repairer
+
+    repairer = load_sd_repairer(folder, SdRepairConfig(prompt=prompt), device)
+    return ChosenRepairer(repairer, folder.name, _licences(repairer.licences), "views")
+
+
+def _licences(told: tuple[str, ...]) -> tuple[Licence, ...]:
+    return tuple(Licence(*line.split(": ", 1)) for line in told)
+
+
+def _holds_video(folder: Path) -> bool:
+    try:
+        config = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+        return config.get("_class_name") == "UNet3DConditionModel"
+    except (OSError, ValueError, AttributeError):
+        return False  # what is wrong with it is said where it is loaded

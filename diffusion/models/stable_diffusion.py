@@ -1,0 +1,105 @@
+"""Stable Diffusion's networks from a folder on this machine: strictly, from safetensors, without the network.
+
+"High-Resolution Image Synthesis with Latent Diffusion Models", Rombach et al., CVPR 2022, and "Adding Conditional Control to
+Text-to-Image Diffusion Models", Zhang et al., ICCV 2023, in the folders that diffusers writes and hubs keep:
+
+    unet/  vae/  text_encoder/  tokenizer/  scheduler/     a checkpoint of the family of Stable Diffusion 1.5
+    controlnet/                                            the ControlNet, put there by the user
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+
+from diffusion.licence_notice import licence_of
+from diffusion.models.from_disk import load_network
+from splat.errors import InputError
+
+NOISE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type", "steps_offset")
+
+
+@dataclass(frozen=True)
+class StableDiffusion:
+    """A checkpoint's parts, float32 on the CPU, evaluating."""
+
+    unet: UNet2DConditionModel
+    controlnet: ControlNetModel
+    vae: AutoencoderKL
+    text_encoder: Any  # transformers.CLIPTextModel
+    tokenizer: Any
+    noise: DDIMScheduler  # the noise schedule that the U-Net was trained with
+    licences: tuple[str, ...]  # "name: licence"
+
+
+def load_stable_diffusion(folder: Path) -> StableDiffusion:
+    """Raises InputError, with the remedy, for parts that are missing, damaged, pickled, of another kind, or do not fit together."""
+    folder = Path(folder)
+    require_parts(folder, ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "controlnet"))
+    unet = load_network(folder / "unet", (UNet2DConditionModel,))
+    controlnet = load_network(folder / "controlnet", (ControlNetModel,))
+    vae = load_network(folder / "vae", (AutoencoderKL,))
+    text_encoder, tokenizer = load_clip(folder)
+    width = text_encoder.config.hidden_size
+    if (unet.config.in_channels, vae.config.latent_channels) != (4, 4) or unet.config.addition_embed_type is not None:
+        raise InputError(
+            f"The unet in {folder} reads {unet.config.in_channels} channels, or more than latents and text; give a plain "
+            "checkpoint of the family of Stable Diffusion 1.5, none for inpainting and no SDXL."
+        )
+    for name, network in (("unet", unet), ("controlnet", controlnet)):
+        if network.config.cross_attention_dim != width:
+            raise InputError(
+                f"The {name} in {folder} reads text features of {network.config.cross_attention_dim} numbers and its text "
+                f"encoder gives {width}; put parts of one family together."
+            )
+    if tuple(controlnet.config.block_out_channels) != tuple(unet.config.block_out_channels):
+        raise InputError(
+            f"The controlnet in {folder} has blocks of {list(controlnet.config.block_out_channels)} channels and the unet "
+            f"{list(unet.config.block_out_channels)}; put a ControlNet of the same family there."
+        )
+    licences = (f"{folder.name}: {licence_of(folder)}", f"{folder.name}/controlnet: {licence_of(folder / 'controlnet')}")
+    return StableDiffusion(unet, controlnet, vae, text_encoder, tokenizer, load_noise(folder), licences)
+
+
+def require_parts(folder: Path, names: tuple[str, ...]) -> None:
+    """Raises InputError naming the subfolders that are not there."""
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder; give one with {', '.join(names)} as docs/repair-public.md describes.")
+    missing = [name for name in names if not (folder / name).is_dir()]
+    if missing:
+        raise InputError(f"{folder} lacks {', '.join(missing)}; docs/repair-public.md says what must be there.")
+
+
+def load_clip(folder: Path) -> tuple[Any, Any]:
+    """Text encoder and tokenizer of a checkpoint."""
+    import transformers
+    from safetensors import SafetensorError
+
+    from diffusion.text_encoder import clip_text_network
+
+    try:
+        encoder = clip_text_network(folder / "text_encoder")
+        tokenizer = transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"text_encoder and tokenizer in {folder} are no CLIP model that loads from safetensors ({first}); copy them again."
+        ) from error
+    tokenizer.model_max_length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+    return encoder, tokenizer
+
+
+def load_noise(folder: Path) -> DDIMScheduler:
+    """The noise schedule of a checkpoint, whichever sampler it names."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        known = {name: config[name] for name in NOISE if config.get(name) is not None}
+        return DDIMScheduler(**known, clip_sample=False, set_alpha_to_one=False)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} tells no noise schedule ({reason}); copy it again.") from error
