@@ -16,6 +16,10 @@ TrainStep = Literal[
     "image-views", "image-autoencoder", "image-denoiser", "image-pack",
 ]  # fmt: skip
 
+# The keys of recon.priors.learned.LEARNED_PRIORS.
+PriorName = Literal[
+    "depth-anything", "marigold-depth", "marigold-normals", "depth-anything-3", "map-anything", "vggt", "dust3r", "mast3r",
+]  # fmt: skip
 FitPart = Literal["depth", "normals", "poses", "rates"]  # splat.few_photos.PARTS, which comes with torch
 
 
@@ -68,7 +72,13 @@ class Photos(Job):
     inputs: Annotated[Positional[tuple[Path, ...]], arg(metavar="DIR|FILES|VIDEO")]
     """A folder of photos, photo files, or one video."""
     poses: str = "auto"
-    """auto solves camera poses; or a transforms.json, or a COLMAP model folder."""
+    """auto solves camera poses; or a transforms.json, or a COLMAP model folder; prior takes those of the network of --prior."""
+    prior: tuple[PriorName, ...] = ()
+    """Networks that guess what stereo leaves open, with weights that are on this machine: depth, normals, or cameras too, which
+    are used where solving them stops."""
+    prior_weights: tuple[str, ...] = ()
+    """For each --prior a folder, or the name of a repository in the Hugging Face cache; by default what that cache holds of
+    the published ones. Nothing is downloaded."""
     holdout: int = 0
     """Keep every n-th photo out of the fit, to measure quality on it; 0 fits all."""
     intrinsics: Literal["shared", "per-photo"] = "shared"

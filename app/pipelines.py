@@ -50,6 +50,7 @@ class Plan:
     fit_side: int
     background: tuple[float, float, float]
     regularised: bool  # as few photos need it
+    learned: tuple  # of recon.priors.learned.PriorWeights
     fit_memory: int  # bytes left to the fit
     estimate: Estimate
     job: dict[str, Any]  # what makes two runs the same run
@@ -80,6 +81,8 @@ def _planned(options: Photos, watch: Stopwatch, notices: Notices) -> Generator[P
     plan = plan_photos(options)
     notices.add(*plan.notices, *plan.place.fallbacks)
     what = f"{len(plan.photos)} photos, preset {options.preset}, on {plan.place.device} with the {plan.place.renderer} renderer"
+    for weights in plan.learned:  # before they are opened
+        yield Progress("notice", 1, 1, weights.notice)
     values = {"seconds": plan.estimate.seconds, "memory": plan.estimate.memory}
     yield Progress("estimate", 1, 1, plan.estimate.sentence(what), values=values)
     work = begin(out, plan.job, resume=options.resume)
@@ -115,10 +118,12 @@ def plan_photos(options: Photos) -> Plan:
         raise InputError(f"--steps {options.steps} fits nothing; give 1 or more.")
     background, place, preset = colour(options.background), pick_place(options.device, options.threads), PRESETS[options.preset]
     preset = dataclasses.replace(preset, steps=options.steps or preset.steps)
-    given = options.poses != "auto"
-    poses = Path(options.poses)
+    learned = _learned(options)
+    given, poses = _poses_given(options), Path(options.poses)
     if given and not poses.exists():
-        raise InputError(f"--poses {options.poses} does not exist; give auto, a transforms.json or a COLMAP model folder.")
+        raise InputError(
+            f"--poses {options.poses} does not exist; give auto, prior, a transforms.json or a COLMAP model folder."
+        )
     fit_side = options.max_side or preset.fit_side
     config = PhotoConfig(
         max_side=max(fit_side, 0 if given else preset.feature_side),
@@ -131,7 +136,7 @@ def plan_photos(options: Photos) -> Plan:
         from recon.poses.from_file import load_poses
 
         load_poses(poses, found.photos)  # judged now, so that a bad file costs no work
-    else:
+    elif options.poses == "auto":
         from recon.doctor import check_hope
 
         check_hope(found)
@@ -168,10 +173,34 @@ def plan_photos(options: Photos) -> Plan:
         fit_side=fit_side,
         background=background,
         regularised=regularised,
+        learned=learned,
         fit_memory=fit_memory,
         estimate=estimate,
-        job=_job(options, found.photos, place),
+        job=_job(options, found.photos, place, learned),
     )
+
+
+def _poses_given(options: Photos) -> bool:
+    return options.poses not in ("auto", "prior")
+
+
+def _learned(options: Photos) -> tuple:
+    """The weights behind --prior; raises `InputError` or `BackendUnavailable` for what is not there."""
+    if len(options.prior_weights) not in (0, len(options.prior)):
+        raise InputError(
+            f"{len(options.prior)} --prior and {len(options.prior_weights)} --prior-weights; give one for each, in that order."
+        )
+    if not options.prior and options.poses != "prior":
+        return ()
+    from recon.priors.learned import find_weights
+
+    given = options.prior_weights or (None,) * len(options.prior)
+    learned = tuple(find_weights(name, weights) for name, weights in zip(options.prior, given))
+    if options.poses == "prior" and not any(w.family.gives_cameras for w in learned):
+        raise InputError(
+            "--poses prior needs a --prior that gives cameras: vggt, map-anything, depth-anything-3, dust3r or mast3r."
+        )
+    return learned
 
 
 def _photos_work(
@@ -255,7 +284,7 @@ def _photos_work(
             holdout=holdout_quality,
             warnings=warnings,
             fallbacks=[sentence for sentence in notices.sentences if sentence not in warnings],
-            licences=_licences(scene.facts),
+            licences=[*_licences(scene.facts), *(Licence(f"{w.family.title} ({w.source})", w.licence) for w in plan.learned)],
             facts=facts,
         ),
         work.result / "report.json",
@@ -279,9 +308,17 @@ def _reconstruct_config(plan: Plan) -> Any:
     from recon.reconstruct import ReconstructConfig
 
     options = plan.options
+    placing = next((w for w in plan.learned if w.family.gives_cameras), None) if options.poses == "prior" else None
     return ReconstructConfig(
-        poses_from=None if options.poses == "auto" else Path(options.poses),
-        poses=PoseConfig(seed=options.seed, device=plan.place.device, intrinsics=options.intrinsics),
+        poses_from=Path(options.poses) if _poses_given(options) else None,
+        poses=PoseConfig(
+            method="prior" if placing else "colmap",
+            prior=placing,
+            seed=options.seed,
+            device=plan.place.device,
+            intrinsics=options.intrinsics,
+        ),
+        learned=plan.learned,
         prior=PlaneSweepConfig(patches=PatchMatchConfig(seed=options.seed)),
         initialise=InitialConfig(seed=options.seed),
         holdout=options.holdout,
@@ -298,7 +335,7 @@ def _fit_config(plan: Plan, photos: tuple) -> Any:
     preset = plan.preset
     return for_few_photos(
         len(photos),
-        poses_given=plan.options.poses != "auto",
+        poses_given=_poses_given(plan.options),
         without=plan.options.without if plan.regularised else PARTS,
         steps=preset.steps,
         checkpoint_every=max(10, min(250, preset.steps // 4)),
@@ -321,19 +358,20 @@ def _licences(facts: dict[str, float]) -> list[Licence]:
     return [Licence(w.name, w.licence) for w in weights() if w.command == "photos"] if facts.get("xfeat") else []
 
 
-def _job(options: Photos, photos: tuple, place: Place) -> dict[str, Any]:
+def _job(options: Photos, photos: tuple, place: Place, learned: tuple) -> dict[str, Any]:
     """What two runs must share to be one run that continues."""
     fixed = {f.name: getattr(options, f.name) for f in dataclasses.fields(options) if f.name not in FREE_OPTIONS}
     fixed |= {"device": place.device, "renderer": place.renderer}
     from recon.poses.from_file import files_of_poses
 
-    files = [] if options.poses == "auto" else files_of_poses(Path(options.poses))
+    files = files_of_poses(Path(options.poses)) if _poses_given(options) else []
     return {
         "command": "photos",
         "version": importlib.metadata.version("splatsmith"),
         "inputs": [[p.name, p.sha256] for p in photos],
         "masks": [None if p.mask is None else _digest(p.mask.numpy().tobytes()) for p in photos],
         "poses": [_digest(p.read_bytes()) for p in files],
+        "learned": [[w.prior, w.source, w.size] for w in learned],
         **fixed,
     }
 

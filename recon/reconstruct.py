@@ -188,7 +188,7 @@ def _placed_by_network(
     photos: Sequence[Photo], config: ReconstructConfig, stopped: StoppedLate
 ) -> Generator[Progress, None, Poses]:
     """Poses of a learned prior that gives them, for photos that the solver stopped at; without one, it stays stopped."""
-    able = next((weights for weights in config.learned if weights.family.gives in ("cameras", "pairs")), None)
+    able = next((weights for weights in config.learned if weights.family.gives_cameras), None)
     if able is None:
         raise stopped
     log.warning("The cameras are those of %s, because solving them from the photos stopped: %s", able.family.title, stopped)

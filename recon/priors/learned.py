@@ -42,6 +42,10 @@ class LearnedPrior:
     otherwise: str  # licence said of weights that name none
 
     @property
+    def gives_cameras(self) -> bool:
+        return self.gives in ("cameras", "pairs")
+
+    @property
     def installed(self) -> bool:
         return importlib.util.find_spec(self.package) is not None
 
@@ -172,6 +176,11 @@ class PriorWeights:
     @property
     def family(self) -> LearnedPrior:
         return LEARNED_PRIORS[self.prior]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the weights, by which other ones are told apart without reading gigabytes."""
+        return sum(p.stat().st_size for p in sorted(self.folder.rglob("*.safetensors")))
 
     @property
     def notice(self) -> str:
