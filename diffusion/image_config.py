@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from diffusion.text_config import LEAST_STRENGTH
 from splat.errors import InputError
 
 
@@ -14,6 +15,7 @@ class ImageSampleConfig:
     steps: int = 8  # network calls; 1 asks for the mean of all objects that the picture may show: smooth, but safe
     guidance: float = 1.0  # weight of the picture against no picture; 1 is the plain conditional model, others double the calls
     temperature: float = 0.35  # of the noise that unknown views start as: 0 the same for every seed, 1 the most varied
+    strength: float = 1.0  # sigma of the noise on views that have a first guess: 1 forgets the guess, near 0 keeps it
     text: str = ""  # what the picture shows, for networks that also take text
     plan: str = "deis2"  # sampler: a preset of diffusion.samplers.plan
     threads: int | None = None  # CPU threads; None leaves torch's setting
@@ -24,3 +26,5 @@ class ImageSampleConfig:
                 f"{self.steps} steps at guidance {self.guidance:g} and temperature {self.temperature:g} cannot be sampled; "
                 "choose 1 to 1000 steps, guidance 0 to 20, temperature 0 to 2."
             )
+        if not LEAST_STRENGTH <= self.strength <= 1:
+            raise InputError(f"A strength of {self.strength:g} is out of range; give {LEAST_STRENGTH:g} to 1.")

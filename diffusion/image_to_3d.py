@@ -87,7 +87,7 @@ class ImageTo3D:
         job = sampling(self.network, self.space, given, seed, config, self._sentence(config.text))
         splats, total = None, config.steps
         for done, splats in enumerate(job, start=1):
-            yield Progress("views", done, total, preview=_preview(splats.to("cpu"), config.threads))
+            yield Progress("views", done, total, preview=preview_of(splats.to("cpu"), config.threads))
         splats = splats.to("cpu")
         cameras = given.cameras.to("cpu")
         out = render(splats, cameras, RenderOptions(background=torch.ones(3), threads=config.threads))
@@ -130,7 +130,7 @@ class ImageTo3D:
         azimuths = [s.azimuth_deg for s in subjects]
         elevations = [s.elevation_deg for s in subjects] + [RING_ELEVATION_DEG] * max(VIEWS - len(subjects), 0)
         for _ in range(VIEWS - len(subjects)):
-            azimuths.append(_widest_gap(azimuths))
+            azimuths.append(widest_gap(azimuths))
         pictures = torch.zeros(len(azimuths), 4, self.side, self.side)
         for i, s in enumerate(subjects):
             pictures[i] = torch.cat([s.image * s.alpha[..., None], s.alpha[..., None]], dim=-1).permute(2, 0, 1)
@@ -162,7 +162,7 @@ def _space(folder: Path, name: str, device: torch.device | str) -> ViewSpace:
     return LatentSpace(load_autoencoder(folder / "autoencoder", device))
 
 
-def _widest_gap(azimuths: Sequence[float]) -> float:
+def widest_gap(azimuths: Sequence[float]) -> float:
     """Degrees in the middle of the widest gap between directions round the object; the back where there is only the front.
 
     With one picture the three views made up stand at 180, 90 and 270 degrees.
@@ -174,7 +174,7 @@ def _widest_gap(azimuths: Sequence[float]) -> float:
 
 
 @torch.no_grad()
-def _preview(splats: Splats, threads: int | None) -> Tensor:
+def preview_of(splats: Splats, threads: int | None) -> Tensor:
     camera: Cameras = cameras_at(
         torch.tensor([math.radians(35.0)]), torch.tensor([math.radians(RING_ELEVATION_DEG)]), PREVIEW_SIDE
     )

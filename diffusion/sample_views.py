@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffusion.image_config import ImageSampleConfig
 from diffusion.models.multiview import MultiviewDenoiser
+from diffusion.samplers.sampling import start_of
 from diffusion.samplers.scheduler import EIScheduler
 from diffusion.schedules import from_data
 from diffusion.splat_maps import ray_features, to_splats
@@ -26,6 +27,7 @@ class KnownViews:
     pictures: Tensor  # [V, 4, S, S] premultiplied sRGB and coverage; zero where not known
     is_clean: Tensor  # [V] bool
     cameras: Cameras  # V
+    guess: Tensor | None = None  # [V, 4, S, S] like `pictures`, of views that are not known, to be changed by `strength`
 
 
 @torch.no_grad()
@@ -39,8 +41,9 @@ def sampling(
 ) -> Generator[Splats, None, None]:
     """Gaussians of one object after every network call; the last are the sample. `text` [text_channels] is `config.text`'s.
 
-    The views that are not known start as noise; known ones are never denoised. With guidance the x_0 prediction is that of
-    the renders with the picture and without, as classifier-free guidance mixes them; the Gaussians are those with it.
+    The views that are not known start as noise, or as their guess with noise of `config.strength` (SDEdit, Meng et al. 2022:
+    alpha guess + sigma n, sigma the strength); known ones are never denoised. With guidance the x_0 prediction is that of the
+    renders with the picture and without, as classifier-free guidance mixes them; the Gaussians are those with it.
     """
     device = next(network.parameters()).device
     pictures, cameras, known = given.pictures.to(device), given.cameras.to(device), given.is_clean.to(device)
@@ -60,8 +63,11 @@ def sampling(
     generator = torch.Generator().manual_seed(seed)
     shape = space.encode(pictures[:1]).shape[1:]
     x = config.temperature * torch.randn(1, len(pictures), *shape, generator=generator).to(device)
-    scheduler = EIScheduler(prediction_type="sample", plan=config.plan, grid="log_snr")
+    scheduler = EIScheduler(prediction_type="sample", plan=config.plan, grid="log_snr", log_snr_start=start_of(config.strength))
     scheduler.set_timesteps(config.steps)
+    if given.guess is not None and config.strength < 1:
+        node = scheduler.current_node()
+        x = node.alpha * space.encode(given.guess.to(device))[None] + node.sigma * x
     for t in scheduler.timesteps:
         node = scheduler.current_node()
         splats, x0 = predicted(x, node.alpha, node.sigma, *with_picture)

@@ -48,9 +48,9 @@ def hull_features(clean: Tensor, is_clean: Tensor, cameras: Cameras, side: int) 
     all is possible: coverage 1, grey. clean [V, 4, S, S], is_clean [V], cameras [V].
     """
     small = cameras.resized(side, side)
-    depth = torch.linspace(DISTANCE - REACH, DISTANCE + REACH, HULL_SAMPLES, device=clean.device)
+    depth = middles(cameras)[:, None] + torch.linspace(-REACH, REACH, HULL_SAMPLES, device=clean.device)  # [V, D]
     pixels = small.pixel_centers.flatten(0, 1).repeat(HULL_SAMPLES, 1)[None]  # [1, D side side, 2]
-    points = small.unproject(pixels, depth.repeat_interleave(side * side)[None])  # [V, D side side, 3]
+    points = small.unproject(pixels, depth.repeat_interleave(side * side, dim=1))  # [V, D side side, 3]
     colour, hull = seen_by(points.reshape(-1, 3), clean, is_clean, cameras)
     shape = (len(small), HULL_SAMPLES, side, side)
     colour, hull = colour.reshape(*shape, 3), hull.reshape(shape)
@@ -91,7 +91,7 @@ def to_splats(maps: Tensor, cameras: Cameras, clean: Tensor, is_clean: Tensor) -
     side = maps.shape[-1]
     small = cameras.resized(side, side)
     depth_map, shift, log_scales, quats, opacity, colour = maps.float().permute(0, 2, 3, 1).split([1, 2, 3, 4, 1, 3], dim=-1)
-    depth = depth_of(depth_map[..., 0])[..., None]
+    depth = depth_of(depth_map[..., 0], middles(cameras)[:, None, None])[..., None]
     footprint = depth / small.K[:, 0, 0][:, None, None, None]  # world units of a pixel there
     pixels = small.pixel_centers + MAX_SHIFT * torch.tanh(shift)  # [V, S, S, 2]
     means = small.unproject(pixels.flatten(1, 2), depth.flatten(1))  # [V, S S, 3]
@@ -115,6 +115,11 @@ def to_pictures(maps: Tensor) -> Tensor:
     return torch.cat([torch.sigmoid(maps[:, 11:14].float()) * coverage, coverage], dim=1)
 
 
-def depth_of(raw: Tensor) -> Tensor:
-    """The depth map's numbers -> z in the camera frame, world units."""
-    return DISTANCE + REACH * torch.tanh(raw)
+def depth_of(raw: Tensor, middle: Tensor | float = DISTANCE) -> Tensor:
+    """The depth map's numbers -> z in the camera frame, world units; the object's centre is at `middle`."""
+    return middle + REACH * torch.tanh(raw)
+
+
+def middles(cameras: Cameras) -> Tensor:
+    """[C] z of the origin, which is the object's centre: `DISTANCE` for the protocol's cameras, that of real ones otherwise."""
+    return cameras.cam_from_world[:, 2, 3]

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from diffusion.field import FIELD_LIMIT, colour_of, distance_of
+from diffusion.field import FIELD_LIMIT, colour_of, distance_of, field_of
 from diffusion.field_codec import FieldCodec
 from diffusion.guidance import GuidanceSchedule, guided
 from diffusion.models.attribute_predictor import AttributePredictor
@@ -23,7 +23,7 @@ from diffusion.models.dense_attributes import DenseAttributes
 from diffusion.models.field_denoiser import FieldDenoiser
 from diffusion.models.latent_denoiser import LatentDenoiser
 from diffusion.models.volume_unet import VolumeUNet
-from diffusion.samplers.sampling import Denoiser, sample
+from diffusion.samplers.sampling import Denoiser, sample, start_of
 from diffusion.samplers.scheduler import EIScheduler
 from diffusion.text_config import TextSampleConfig
 from diffusion.text_encoder import TextFeatures
@@ -41,7 +41,7 @@ class Draft:
 
     text: TextFeatures  # of one sentence
     seed: int
-    latent: Tensor | None = None  # x_0 of the diffusion: [K], or [C, R, R, R] of a dense field
+    latent: Tensor | None = None  # x_0 of the diffusion, before it what to start from: [K], or [C, R, R, R] of a dense field
     field: Tensor | None = None  # [1, 4, R, R, R], the finest so far
     limit: float = FIELD_LIMIT  # world units at which it is cut off
     volume: SplatVolume | None = None
@@ -76,6 +76,11 @@ class ShapeStage:
     def agreement(self, draft: Draft) -> float:
         return _agreement(self.denoiser, draft)
 
+    def started_from(self, draft: Draft, centres: Tensor, rgb: Tensor) -> Draft:
+        """`draft` as a shape to change: centres [N, 3] of Gaussians in the unit cube and their sRGB [N, 3]."""
+        field = field_of(centres, rgb, self.codec.resolution, self.codec.limit)[None].to(self.codec.mean)
+        return replace(draft, latent=self.codec.encode(field)[0])
+
 
 @dataclass(frozen=True)
 class FieldStage:
@@ -92,6 +97,11 @@ class FieldStage:
     @torch.no_grad()
     def agreement(self, draft: Draft) -> float:
         return _agreement(self.denoiser, draft)
+
+    def started_from(self, draft: Draft, centres: Tensor, rgb: Tensor) -> Draft:
+        """As `ShapeStage.started_from`."""
+        field = field_of(centres, rgb, self.denoiser.config.resolution)[None].to(self.denoiser.mean)
+        return replace(draft, latent=self.denoiser.encode(field)[0])
 
 
 @dataclass(frozen=True)
@@ -126,11 +136,15 @@ def level_shift(shape: Sequence[int]) -> float:
 
 
 def _sampled(denoiser: nn.Module, shape: Sequence[int], draft: Draft, config: TextSampleConfig) -> Tensor:
-    """[1, *shape] x_0 from noise, guided by the text."""
+    """[1, *shape] x_0 from noise, or from a latent with noise of `config.strength`, guided by the text."""
     generator = torch.Generator().manual_seed(draft.seed)
     noise = torch.randn(1, *shape, generator=generator).to(draft.text.pooled.device)
-    scheduler = EIScheduler(prediction_type="sample", plan=config.plan, grid="log_snr")
+    start = None if draft.latent is None else start_of(config.strength)
+    scheduler = EIScheduler(prediction_type="sample", plan=config.plan, grid="log_snr", log_snr_start=start)
     scheduler.set_timesteps(config.steps)
+    if start is not None:
+        node = scheduler.current_node()
+        noise = node.alpha * draft.latent[None] + node.sigma * noise
     denoise = guided(_of(denoiser, draft.text), _of(denoiser, draft.text, without=True), GuidanceSchedule(config.guidance))
     return sample(denoise, scheduler, noise, generator)
 

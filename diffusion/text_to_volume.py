@@ -30,6 +30,7 @@ from diffusion.vocabulary import Vocabulary
 from diffusion.volume import SplatVolume
 from diffusion.weights_folder import BROKEN, FROM_DISK, claim, damaged, read_about, save_network, shipped, write_about
 from splat.errors import InputError
+from splat.gaussians import Splats
 from splat.io.atomic import atomically
 from splat.progress import Progress
 
@@ -101,9 +102,12 @@ class TextToVolume:
         return missing_width(self.facts)
 
     def generate(
-        self, prompts: Sequence[str], seeds: Sequence[int], config: TextSampleConfig
+        self, prompts: Sequence[str], seeds: Sequence[int], config: TextSampleConfig, start: Splats | None = None
     ) -> Generator[Progress, None, TextSamples]:
         """One cube per (prompt, seed); it depends on those and `config` alone, not on what else is asked for.
+
+        With `start`, Gaussians on the surface of an object in the unit cube, the shape starts from its distance field with
+        noise of `config.strength` in place of from noise alone (SDEdit, Meng et al. 2022).
 
         Yields `Progress(stage, done, total)` with the names of the stages ("shape", "detail" and "attributes" of the shipped
         weights), each with a preview [H, W, 3].
@@ -113,6 +117,8 @@ class TextToVolume:
         volumes, agreement = [], []
         for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
             draft = Draft(self.encoder.encode([prompt]), int(seed))
+            if start is not None:
+                draft = self.stages[0].started_from(draft, start.means.cpu(), start.rgb.clamp(0, 1).cpu())
             for stage in self.stages:
                 draft = stage(draft, config)
                 yield Progress(stage.name, i + 1, len(prompts), note=prompt, preview=_preview(draft, config.threads))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,11 @@ def sample(denoise: Denoiser, scheduler: EIScheduler, x: Tensor, generator: torc
         prediction = from_data(denoise(x, node.alpha, node.sigma), x, node.alpha, node.sigma, scheduler.config.prediction_type)
         x = scheduler.step(prediction, t, x, generator=generator).prev_sample
     return x
+
+
+def start_of(strength: float) -> float | None:
+    """ln(alpha / sigma) where sigma, with alpha^2 + sigma^2 = 1, is `strength`; None, which is pure noise, for 1."""
+    return None if strength >= 1 else 0.5 * math.log1p(-(strength**2)) - math.log(strength)
 
 
 def as_denoiser(network: Callable[[Tensor, Tensor], Tensor], schedule: Schedule, prediction_type: str) -> Denoiser:

@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderTiny
 
 from diffusion.image_config import ImageSampleConfig
-from diffusion.image_to_3d import ImageTo3D, _widest_gap, save_image_weights
+from diffusion.image_to_3d import ImageTo3D, widest_gap, save_image_weights
 from diffusion.models.multiview import MultiviewDenoiser
 from diffusion.subject import Subject
 from splat.errors import InputError
@@ -117,8 +117,8 @@ class TestGenerate:
 @pytest.mark.parametrize(
     ("azimuths", "next_one"), [([0], 180), ([0, 180], 90), ([0, 180, 90], 270), ([0, 350], 175), ([10, 190, 100], 280)]
 )
-def test_views_are_made_up_where_the_widest_gap_is(azimuths, next_one):
-    assert _widest_gap(azimuths) == pytest.approx(next_one)
+def test_views_are_made_up_where_thewidest_gap_is(azimuths, next_one):
+    assert widest_gap(azimuths) == pytest.approx(next_one)
 
 
 class TestWeights:
