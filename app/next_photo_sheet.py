@@ -105,7 +105,8 @@ def _map(found: NextPhoto, cameras: Sequence[Cameras], names: Sequence[str], spl
             x, y = at(camera.centers)[0].tolist()
             label = _shortened(name, font, size // 2)
             half = draw.textlength(label, font) / 2
-            draw.text((min(max(x, half + 8), size - half - 8), min(y + size * 0.03, size * 0.94)), label, CAMERA, font, anchor="ma")
+            place = (min(max(x, half + 8), size - half - 8), min(y + size * 0.03, size * 0.94))
+            draw.text(place, label, CAMERA, font, anchor="ma")
     _wedge(draw, found.camera, at, size, UNKNOWN, 0.085)
     draw.rectangle((0, 0, size - 1, size - 1), outline=(205, 205, 205), width=FINER)
     return page.resize((side, side), Image.Resampling.LANCZOS)

@@ -2,11 +2,11 @@
 
     python benchmarks/next_photo.py --objects DIR --scenes 12 --json rows.json
 
-Every scene is a room of one to three objects (its own seed), photographed three or four times with steps that differ from scene to
-scene. Held out are 12 views spread evenly round the subject from 45 degrees before the first photo to 45 beyond the last, 10 to 45
-degrees high. One more photo is taken from the suggested place, from three random places of the same list and from the one farthest
-from all photos; stereo and fit begin anew with each, cameras given, and the held-out views say what it brought. Rows are kept with
---json, so a run may be cut and gone on with.
+Every scene is a room of one to three objects (its own seed), photographed three or four times with steps that differ from
+scene to scene. Held out are 12 views spread evenly round the subject from 45 degrees before the first photo to 45 beyond the
+last, 10 to 45 degrees high. One more photo is taken from the suggested place, from three random places of the same list and
+from the one farthest from all photos; stereo and fit begin anew with each, cameras given, and the held-out views say what it
+brought. Rows are kept with --json, so a run may be cut and gone on with.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def told(r: dict) -> None:
 
 
 def summary(rows: list[dict]) -> None:
-    """In how many scenes the suggested photo brings more: against one random photo, the mean of the random ones, the farthest."""
+    """In how many scenes the suggested photo brings more than random ones and the farthest."""
     for measure in ("psnr", "ssim"):
         best = np.array([r["suggested"][measure] for r in rows])
         before, far = (np.array([r[k][measure] for r in rows]) for k in ("before", "farthest"))

@@ -57,7 +57,6 @@ class NextPhotoConfig:
     keep: float = 0.7  # share of the first Gaussians that a fit starts from, drawn anew for each
     max_gaussians: int = 8000
     least_sigma: float = 0.03  # of a colour; smaller differences are nobody's
-    spread_deg: float = 20.0  # how far aside a photo still tells what is seen from another place
     standpoints: StandpointConfig = field(default_factory=StandpointConfig)
     background: tuple[float, float, float] = (1.0, 1.0, 1.0)  # sRGB behind masked subjects
     seed: int = 0
@@ -75,7 +74,7 @@ class NextPhoto:
     azimuth_deg: float  # from there round the subject; positive to the photographer's right
     elevation_deg: float  # from there; positive is higher up
     distance: float  # from the subject, in shares of that photo's
-    gain: float  # 0: all fits agree on what such photos show, 1: none agrees with another on anything
+    gain: float  # `Candidate.gain`, 0 to 1
     overlap: float  # share of the picture that shows what a photo shows
     candidates: int  # places compared
     focus: Tensor  # [3] what the photos look at together
@@ -90,7 +89,15 @@ class Candidate:
     camera: Cameras  # at the size of a photo
     overlap: float
     entropy: float  # mean over the picture, 0 to 1
-    gain: float  # the same, shared with the places beside it
+
+    @property
+    def gain(self) -> float:
+        """What the photo would tell, times how sure it is to be of use, 0 to 1.
+
+        Overlap counts twice: a photo is placed by what it shares with others, and what it shows gets its depth from where
+        another photo shows it too. Without that the answer is the view of least overlap, such as into an unseen corner.
+        """
+        return self.entropy * self.overlap**2
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,8 @@ def next_photo(
 ) -> Generator[Progress, None, NextPhoto | None]:
     """The place worth a photo; None where no other place would do. World +Y up. Yields stage "next photo".
 
-    `expected` is drawn from `splats`, a better fit to the same photos, where there is one. Raises `InputError` for fewer than two posed photos. Deterministic on a CPU.
+    `expected` is drawn from `splats`, a better fit to the same photos, where there is one. Raises `InputError` for fewer than
+    two posed photos. Deterministic on a CPU.
     """
     config = config or NextPhotoConfig()
     found = yield from survey(views, initial, config)
@@ -136,7 +144,7 @@ def survey(views: list[Views], initial: Splats, config: NextPhotoConfig) -> Gene
         for place in _usable(standpoints(photos, focus, config.standpoints), photos, members[0], focus, config)
     ]
     names = tuple(name for view in views for name in view.names)
-    return Survey(members, sigma, masked, focus, photos, names, _shared(candidates, focus, config))
+    return Survey(members, sigma, masked, focus, photos, names, candidates)
 
 
 # --- hypotheses ------------------------------------------------------------------------------------------------------
@@ -258,18 +266,7 @@ def _candidate(
 ) -> Candidate:
     camera, common = place
     (small,) = sized([camera], config.look)
-    score = float(entropy(predictions(members, small, masked, config), sigma).mean())
-    return Candidate(camera, common, score, score)
-
-
-def _shared(candidates: list[Candidate], focus: Tensor, config: NextPhotoConfig) -> list[Candidate]:
-    """Each with what a photo from there tells of all places: their entropies, less the farther aside they are."""
-    if not candidates:
-        return []
-    places = Around.of(torch.cat([c.camera.centers for c in candidates]), focus)
-    weights = (-0.5 * (places.angles_to(places) / config.spread_deg).square()).exp()
-    gains = weights @ torch.tensor([c.entropy for c in candidates]).double() / len(candidates)
-    return [dataclasses.replace(c, gain=float(g)) for c, g in zip(candidates, gains)]
+    return Candidate(camera, common, float(entropy(predictions(members, small, masked, config), sigma).mean()))
 
 
 @torch.no_grad()
@@ -303,7 +300,7 @@ def _turn(degrees: Tensor) -> Tensor:
 
 
 def sentence(found: NextPhoto) -> str:
-    """For the photographer: "Take one more photo from the left of photo_03.jpg, about 35° further round and a little higher."."""
+    """For the photographer: "Take one more photo from the left of b.jpg, about 35° further round the subject."."""
     side = "right" if found.azimuth_deg > 0 else "left"
     turn = round(abs(found.azimuth_deg))
     if turn <= SAME_DEG:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from torch import Tensor
 from recon.align import look_at_point
 from splat.cameras import Cameras
 from splat.gaussians import Splats
-from splat.points import PointCloud
 
 UP = torch.tensor([0.0, 1, 0])
 CELLS = 12  # along the long side of a picture, in which it is asked what another photo shows too
@@ -134,7 +133,7 @@ def surfaces(photos: Sequence[Cameras], depths: Sequence[Tensor], step: int = 4)
 
 
 def overlap(camera: Cameras, depth: Tensor, shown: Surfaces, config: StandpointConfig) -> float:
-    """Share of the cells of a picture from `camera` (a batch of one) in which something is that a photo shows from nearly there.
+    """Share of the cells of the picture of `camera` (a batch of one) that show what a photo shows from nearly there.
 
     `depth` [H, W] is what the picture itself would show, 0 where nothing is known: nothing hidden behind it counts.
     """
