@@ -25,20 +25,24 @@ class ChosenRepairer:
 
 
 def chosen_repairer(option: str, *, device: str = "cpu", prompt: str = "", video_too: bool = False) -> ChosenRepairer:
-    """`option` is "small" or a folder: Stable Diffusion with a ControlNet, or, with `video_too`, a video network.
+    """`option` is "small" or a folder: ours trained anew, Stable Diffusion with a ControlNet, with `video_too` a video network.
 
-    `prompt` says what the scene shows; only networks that read text use it. Raises `InputError`, one sentence, for a folder that
-    will not do; nothing has been computed or written then.
+    `prompt` says what the scene shows; only networks that read text use it. Raises `InputError`, one sentence, for a folder
+    that will not do; nothing has been computed or written then.
     """
     if option == SMALL:
         from diffusion.repair import small_repairer
 
-        return ChosenRepairer(small_repairer(None), SMALL, (), "small")
+        return ChosenRepairer(small_repairer(None, device=device), SMALL, (), "small")
     folder = Path(option)
     if not folder.is_dir():
         raise InputError(
-            f"--repairer {option} is neither {SMALL} nor a folder; give a checkpoint's folder as docs/repair-public.md describes."
+            f"--repairer {option} is neither {SMALL} nor a folder; give a checkpoint's folder as docs/repair-public.md says."
         )
+    if (folder / "weights.json").is_file():
+        from diffusion.repair import small_repairer
+
+        return ChosenRepairer(small_repairer(folder, device=device), folder.name, (), "small")
     if _holds_video(folder):
         if not video_too:
             raise InputError(f"{folder} holds a video network, which repairs no single views; use it with render --enhance.")

@@ -1,7 +1,7 @@
 """Stable Diffusion as a repairer of damaged renders: img2img of low strength, held to the render by a ControlNet for tiles.
 
-LM-Gaussian (Yu et al. 2024, stage 4; after GaussianObject): a render is carried a fifth of the way into noise and back, with the
-render itself as the ControlNet's picture. All views of a request get the same noise, so that they are repaired alike. The
+LM-Gaussian (Yu et al. 2024, stage 4; after GaussianObject): a render is carried a fifth of the way into noise and back, with
+the render itself as the ControlNet's picture. All views of a request get the same noise, so that they are repaired alike. The
 checkpoint is a folder on this machine (docs/repair-public.md).
 """
 
@@ -55,8 +55,8 @@ class SdRepairConfig:
             1 <= self.guidance <= 30 and 0 <= self.control <= 2 and 0 <= self.keep_px <= 1000 and 8 <= self.least_side <= 4096
         ):
             raise InputError(
-                f"guidance {self.guidance} must be 1 to 30, control {self.control} 0 to 2, keep_px {self.keep_px} 0 to 1000 and "
-                f"least_side {self.least_side} 8 to 4096."
+                f"guidance {self.guidance} must be 1 to 30, control {self.control} 0 to 2, keep_px {self.keep_px} 0 to 1000 "
+                f"and least_side {self.least_side} 8 to 4096."
             )
 
     @property

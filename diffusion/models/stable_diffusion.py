@@ -37,7 +37,7 @@ class StableDiffusion:
 
 
 def load_stable_diffusion(folder: Path) -> StableDiffusion:
-    """Raises InputError, with the remedy, for parts that are missing, damaged, pickled, of another kind, or do not fit together."""
+    """Raises InputError, with the remedy, for parts that are missing, damaged, pickled, of another kind, or of two families."""
     folder = Path(folder)
     require_parts(folder, ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "controlnet"))
     unet = load_network(folder / "unet", (UNet2DConditionModel,))
