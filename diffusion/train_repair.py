@@ -23,7 +23,8 @@ from diffusion.repair import RepairConfig, mended, save_repair_weights
 from diffusion.repair_bank import FIELDS, PairFile, from_bytes, open_pairs
 from diffusion.training import Sheet, TrainConfig, half_precision, train
 from splat.errors import InputError
-from splat.metrics import psnr, ssim, ssim_map
+from splat.losses import photometric
+from splat.metrics import psnr, ssim
 from splat.progress import Progress
 from splat.repair_request import RepairRequest
 
@@ -38,14 +39,14 @@ class RepairTrainConfig:
 
     references: int = 2
     widths: tuple[int, ...] = (48, 72, 96)
-    blocks: tuple[int, ...] = (2, 2, 4)
+    blocks: tuple[int, ...] = (1, 2, 3)
     noise: float = 0.2  # deviation of the bridge at its middle is half of it
     batch: int = 8
     crop: int = 128  # px
     start: float = 0.5  # share of examples at the bridge's beginning, from where one call leads to the end
     unseen: float = 0.15  # chance of a photo that is not shown, for each
-    similarity: float = 0.2  # weight of 1 - SSIM beside the absolute error
-    loop: TrainConfig = field(default_factory=lambda: TrainConfig(steps=5000, lr=1e-3, warmup=100, average=0.997, bf16=True))
+    similarity: float = 0.3  # share of 1 - SSIM in the loss beside the absolute error
+    loop: TrainConfig = field(default_factory=lambda: TrainConfig(steps=3000, lr=1.5e-3, warmup=100, average=0.995, bf16=True))
 
 
 def new_network(config: RepairTrainConfig) -> RepairUNet:
@@ -109,15 +110,15 @@ class RepairLoss:
         with half_precision(c.loop, network):
             made = network(state, t, given)
         made = made.float()
-        likeness = ssim_map(made.permute(0, 2, 3, 1), truth.permute(0, 2, 3, 1)).mean((1, 2, 3))
-        error = (made - truth).abs().mean((1, 2, 3))
-        loss = error + c.similarity * (1 - likeness)
+        pictures = (x.permute(0, 2, 3, 1).contiguous() for x in (made, truth))
+        loss = photometric(*pictures, c.similarity)
         with torch.no_grad():
             squared = (made - truth).square().mean((1, 2, 3)).clamp_min(1e-8)
             before = (given[:, :3] - truth).square().mean((1, 2, 3)).clamp_min(1e-8)
             first = t == 0
             gain = (10 * (before / squared).log10())[first].mean() if bool(first.any()) else torch.zeros(())
-        return loss.mean(), {"error": float(error.detach().mean()), "likeness": float(likeness.mean()), "gain": float(gain)}
+            figures = {"psnr": -10 * float(squared.log10().mean()), "gain": float(gain)}
+        return loss, figures
 
 
 def augmented(crops: Tensor, config: RepairTrainConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:

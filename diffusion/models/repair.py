@@ -30,7 +30,7 @@ class RepairUNet(ModelMixin, ConfigMixin):
         self,
         references: int = 2,
         widths: tuple[int, ...] = (48, 72, 96),
-        blocks: tuple[int, ...] = (2, 2, 4),
+        blocks: tuple[int, ...] = (1, 2, 3),
         embedding: int = 64,
         noise: float = 0.2,
     ) -> None:
@@ -76,7 +76,7 @@ class RepairUNet(ModelMixin, ConfigMixin):
         for block in self.middle:
             x = block(x, moment)
         for grow, blocks in zip(self.grow, self.up):
-            x = F.pixel_shuffle(grow(x), 2) + skips.pop()
+            x = (F.pixel_shuffle(grow(x), 2) + skips.pop()).contiguous(memory_format=torch.channels_last)
             for block in blocks:
                 x = block(x, moment)
         head = F.pixel_shuffle(self.leave(x), 2).float()
