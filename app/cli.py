@@ -260,9 +260,20 @@ def _refined_summary(out: Path, report: dict) -> str:
     return f"{out}: {', '.join(figures)}; {verdict}"
 
 
+def _prior(prior: dict) -> str:
+    """Whether a learned prior can take part, and on what terms."""
+    if prior["found"]:
+        state = "; ".join(f"{w['name']} ({w['licence']}): {w['path']}" for w in prior["found"])
+    else:
+        licences = list(dict.fromkeys(prior["licences"].values()))
+        state = f"no weights in {prior['looked_in']} (published: {', '.join(licences)})"
+    return state if prior["installed"] else f"{state}; needs the package {prior['package']}"
+
+
 def _told(found: dict) -> str:
     lines = [f"device     {found['gpu'] or found['device']}, {found['cores']} cores, {found['memory_gb']} GB"]
     lines += [f"renderer   {name}: {state}" for name, state in found["renderers"].items()]
     lines += [f"weights    {w['name']} ({w['licence']}): {w['path']}" for w in found["weights"]]
+    lines += [f"prior      {p['name']}: {_prior(p)}" for p in found["priors"]]
     lines += [f"version    {name} {version}" for name, version in found["versions"].items()]
     return "\n".join(lines)

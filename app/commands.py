@@ -14,6 +14,7 @@ TrainStep = Literal[
     "text-volumes", "text-bank", "text-shape", "text-detail", "text-attributes", "text-pack",
     "text-dense-field", "text-dense-attributes", "text-dense-pack",
     "image-views", "image-autoencoder", "image-denoiser", "image-pack",
+    "repair-pairs", "repair-network", "repair-pack",
 ]  # fmt: skip
 
 # The keys of recon.priors.learned.LEARNED_PRIORS.
@@ -190,8 +191,12 @@ class Refine(Machine):
 
     result: Positional[Path]
     """Result folder, of photos or of one picture, with its state/."""
-    way: Annotated[Literal["steps"], arg(name="with")] = "steps"
-    """steps: fit longer to the same photos."""
+    way: Annotated[Literal["steps", "multiview", "volume"], arg(name="with")] = "steps"
+    """steps: fit longer to the same photos. multiview, volume: a generator makes the sides of an object that no photo shows."""
+    strength: float | None = None
+    """With multiview or volume, the noise put on what there is: 0 changes nothing, 1 forgets it; each has its own default."""
+    prompt: str = ""
+    """With volume, what the object is, such as "a red armchair"; by default the model is not told."""
     out: Path
     """Result folder; work in progress lives beside it in OUT.partial."""
     preset: PresetName = "standard"
@@ -294,17 +299,19 @@ class Eval(Machine):
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Machine):
-    """Rebuild the weights of text or image to 3-D from a folder of objects, step by step; each can be cut and run again."""
+    """Rebuild the weights of text or image to 3-D, or of repair, from a folder of objects, step by step; each can be cut and
+    run again."""
 
     step: Annotated[Positional[TrainStep], arg(metavar="STEP")]
     """text-volumes, text-bank, text-shape, text-detail, text-attributes, text-pack, or image-views, image-autoencoder
     (only for --space latent), image-denoiser, image-pack, in this order. For GVGEN's own networks: text-volumes, text-bank,
-    text-dense-field, text-dense-attributes, text-dense-pack."""
+    text-dense-field, text-dense-attributes, text-dense-pack. For the repair of renders: repair-pairs, repair-network,
+    repair-pack."""
     work: Positional[Path]
     """Folder of everything that training makes; the weights come to WORK/weights, of text-dense-pack to WORK/dense-weights."""
     objects: Path | None = None
-    """Objects, for text-volumes, text-bank and image-views: a folder of .glb, .obj or .ply files, Objaverse's own folder with
-    the categories of LVIS, or a packed set."""
+    """Objects, for text-volumes, text-bank, image-views and repair-pairs: a folder of .glb, .obj or .ply files, Objaverse's own
+    folder with the categories of LVIS, or a packed set."""
     minutes: float = 0
     """End a network's sitting after so many minutes, and save; 0 trains to the end."""
     steps: int | None = None

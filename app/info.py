@@ -52,6 +52,26 @@ def _shipped() -> list[Weights]:
     return found
 
 
+def priors() -> list[dict[str, Any]]:
+    """The learned priors of `photos --prior`: what each needs, its licences, and the weights found in the Hugging Face cache."""
+    from recon.priors.learned import LEARNED_PRIORS, cache_folder, cached_weights
+
+    return [
+        {
+            "name": name,
+            "title": family.title,
+            "gives": family.gives,
+            "package": family.package,
+            "installed": family.installed,
+            "install": family.install,
+            "licences": {c.repo: c.licence for c in family.checkpoints},
+            "found": [{"name": w.source, "licence": w.licence, "path": str(w.folder)} for w in cached_weights(name)],
+            "looked_in": str(cache_folder()),
+        }
+        for name, family in LEARNED_PRIORS.items()
+    ]
+
+
 def facts() -> dict[str, Any]:
     """Everything `splatsmith info` tells, as plain values."""
     import psutil
@@ -86,5 +106,6 @@ def facts() -> dict[str, Any]:
         "renderer": place.renderer,
         "renderers": renderers,
         "weights": [{"name": w.name, "licence": w.licence, "path": str(w.path)} for w in weights()],
+        "priors": priors(),
         "versions": versions(),
     }
