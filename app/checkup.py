@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from app import commands
 from app.estimate import decodable_pixels, estimate_photos, memory_budget
+from app.next_photo import check_picture, look
 from app.presets import PRESETS
+from app.result_folder import write_atomic
 from splat.errors import InputError
 from splat.progress import Progress
 
 if TYPE_CHECKING:
     from recon.doctor import Diagnosis
-    from recon.photos import PhotoSet
+    from recon.photos import Photo, PhotoSet
 
 THUMB_SIDE = 160  # px, long side
 
@@ -33,19 +35,25 @@ VERDICTS = {
 class Verdict:
     text: str  # for people
     values: dict[str, Any]  # for programs
+    photos: tuple[Photo, ...]  # as they were read
+    open_question: bool  # from where to take the next photo: what `where_next` answers
 
 
 def check_photos(options: commands.Check) -> Generator[Progress, None, Verdict]:
     """Read the photos and examine them; with `options.out`, write verdict.json and thumb_NNN.jpg there.
 
     `values` has the diagnosis, and for each preset the estimated seconds of the job. Raises `InputError` for input that holds
-    no photos and for a folder that exists or cannot be written.
+    no photos, for a folder that exists or cannot be written, and for a picture of photos that nobody can draw.
     """
     from recon.doctor import examine
     from recon.photos import PhotoConfig, read_photos
+    from splat.few_photos import FEW_PHOTOS
     from splat.io.images import MAX_PIXELS
 
     budget = memory_budget(options.memory_budget)
+    check_picture(options.picture)
+    if options.picture is not None and options.quick:
+        raise InputError("--picture shows what --quick leaves out; give one of them.")
     if options.out is not None and options.out.exists():
         raise InputError(f"{options.out} exists already; give a new folder as --out.")
     yield Progress("photos", 0, 1)
@@ -55,10 +63,42 @@ def check_photos(options: commands.Check) -> Generator[Progress, None, Verdict]:
     diagnosis = examine(found)
     yield Progress("check", 1, 1)
     values = dataclasses.asdict(diagnosis) | {"notices": found.notices, "skipped": found.skipped, "seconds": _estimates(found)}
-    verdict = Verdict(_told(diagnosis, found.notices), values)
+    question = not options.quick and _joined_few(diagnosis)
+    if options.picture is not None and not question:
+        raise InputError(
+            f"--picture is drawn of 2 to {FEW_PHOTOS} photos that fit together, and these {len(found.photos)} are "
+            f"{'too many' if len(found.photos) > FEW_PHOTOS else diagnosis.verdict}: {diagnosis.next_photo}"
+        )
+    verdict = Verdict(_told(diagnosis, found.notices, question), values, found.photos, question)
     if options.out is not None:
         _write(verdict, found, options.out)
     return verdict
+
+
+def where_next(verdict: Verdict, options: commands.Check) -> Generator[Progress, None, Verdict]:
+    """The verdict with `values["next_camera"]`, as `next_photo` of report.json, where it can be said from where the next photo
+    helps most; `text` is the answer alone. `options.out` gets it too. Yields the estimate first."""
+    from app.machine import pick_place
+
+    text, entry = yield from look(verdict.photos, options.picture, pick_place("auto", None))
+    if entry is None:
+        text = f"{text}\nNext: {verdict.values['next_photo']}"
+    else:
+        text = f"Next: {text}"
+    if entry is not None and options.picture is not None:
+        text += f" {options.picture} shows it."
+    answered = dataclasses.replace(verdict, text=text, values=verdict.values | {"next_camera": entry}, open_question=False)
+    if options.out is not None:
+        write_atomic(options.out / "verdict.json", json.dumps(answered.values, indent=1).encode())
+    return answered
+
+
+def _joined_few(diagnosis: Diagnosis) -> bool:
+    """Whether a quick fit can say more than the doctor: the photos are few, and nothing keeps them from being placed."""
+    from splat.few_photos import FEW_PHOTOS
+
+    few = len(diagnosis.photos) <= FEW_PHOTOS
+    return few and diagnosis.verdict in ("good", "fair") and len(diagnosis.groups) == 1
 
 
 def _estimates(found: PhotoSet) -> dict[str, float]:
@@ -104,11 +144,12 @@ def _write(verdict: Verdict, found: PhotoSet, out: Path) -> None:
         raise InputError(f"{out} cannot be written ({error.strerror or error}); give another --out.") from error
 
 
-def _told(diagnosis: Diagnosis, notices: tuple[str, ...]) -> str:
+def _told(diagnosis: Diagnosis, notices: tuple[str, ...], question: bool) -> str:
+    """`question`: what to photograph next is answered later."""
     count = len(diagnosis.photos)
     lines = [f"{VERDICTS[diagnosis.verdict]} About {diagnosis.expected_placed} of {count} photos will be placed."]
     lines += [f"- {problem}" for problem in (*diagnosis.problems, *notices)]
-    lines += [f"Next: {diagnosis.next_photo}", ""]
+    lines += [""] if question else [f"Next: {diagnosis.next_photo}", ""]
     width = max(len(photo.name) for photo in diagnosis.photos)
     for photo in diagnosis.photos:
         notes = ", ".join(photo.notes) or "fine"

@@ -135,10 +135,13 @@ def render(options: commands.Render, talk: Talk) -> int:
 
 
 def check(options: commands.Check, talk: Talk) -> int:
-    from app.checkup import check_photos
+    from app.checkup import check_photos, where_next
 
     verdict = follow(check_photos(options), talk)
     say(verdict.text, talk)
+    if verdict.open_question:
+        verdict = follow(where_next(verdict, options), talk)
+        say(verdict.text, talk)
     emit("verdict", talk, **verdict.values)
     return DONE
 
@@ -252,9 +255,9 @@ def _object_summary(out: Path, report: dict) -> str:
 def _refined_summary(out: Path, report: dict) -> str:
     told = report["refine"]
     figures = [
-        f"{told[name]['before']['psnr']:.2f} -> {told[name]['after']['psnr']:.2f} dB {name}"
-        for name in ("train", "holdout")
-        if told[name]
+        f"{told[name]['before']['psnr']:.2f} -> {told[name]['after']['psnr']:.2f} dB {name.replace('_', ' ')}"
+        for name in ("train", "holdout", "left_out")
+        if told.get(name)
     ]
     verdict = "the refined splats are kept" if told["kept"] == "refined" else "that did not help, the splats are the old ones"
     return f"{out}: {', '.join(figures)}; {verdict}"

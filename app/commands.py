@@ -274,7 +274,7 @@ class Render(Machine):
 
 @dataclass(frozen=True, kw_only=True)
 class Check(Output):
-    """The input doctor: what will work with these photos, what will not, and what to photograph next."""
+    """The input doctor: what will work with these photos, what will not, and from where to take the next one."""
 
     inputs: Annotated[Positional[tuple[Path, ...]], arg(metavar="DIR|FILES|VIDEO")]
     """A folder of photos, photo files, or one video."""
@@ -282,6 +282,11 @@ class Check(Output):
     """Memory to stay within, such as 4GB or 900MB."""
     out: Path | None = None
     """Also write verdict.json and a thumbnail of each photo to this new folder."""
+    quick: bool = False
+    """Only look at the photos, which takes seconds: up to 12 that fit together are else placed and fitted roughly, which tells
+    from where one more photo would help most."""
+    picture: Path | None = None
+    """Also draw what that photo would show, and where to stand, to this .png, .jpg or .webp file."""
 
 
 @dataclass(frozen=True, kw_only=True)

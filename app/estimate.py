@@ -22,6 +22,7 @@ STEREO_MEGAPIXELS = 0.12  # a photo
 SECONDS_PER_STEP = 0.005  # fit: fixed part of a step, and then per megapixel and per 100,000 Gaussians
 SECONDS_PER_STEP_MEGAPIXEL = 0.12
 SECONDS_PER_STEP_100K = 0.045
+SECONDS_NEXT_PHOTO = 7.0  # the quick fits and the places compared
 REGULARISED = 1.6  # times as long is a step of the fit for few photos
 SECONDS_PER_FRAME_MEGAPIXEL = 0.25  # turntable
 SECONDS_MESH = 5.0
@@ -77,26 +78,34 @@ def estimate_photos(
     regularised: bool = False,
 ) -> Estimate:
     """For `photos` photos of `pixels` each at feature size and `fit_pixels` each in the fit; `renderer` by name."""
-    from splat.optimise import BYTES_PER_GAUSSIAN  # imports torch
+    from splat.few_photos import FEW_PHOTOS  # imports torch
+    from splat.optimise import BYTES_PER_GAUSSIAN
 
-    pairs = photos * (photos - 1) / 2 if photos <= 20 else photos * 6
     speed = 1 + PARALLEL * (threads - 1)
     fast = GPU_SPEEDUP if renderer == "gsplat" else speed
     slow = REFERENCE_SLOWDOWN if renderer == "reference" else 1.0
     megapixels = fit_pixels / 1e6
-    poses = SECONDS_SOLVING + 0.5 * photos + SECONDS_PER_PAIR * pairs if solve_poses else 0.0
+    poses = estimate_poses(photos, threads) if solve_poses else SECONDS_PER_PHOTO * photos / speed
     step = SECONDS_PER_STEP + SECONDS_PER_STEP_MEGAPIXEL * megapixels + SECONDS_PER_STEP_100K * preset.max_gaussians / 100_000
     step *= REGULARISED if regularised else 1
     frame = preset.turntable_side**2 * 0.7 / 1e6 * SECONDS_PER_FRAME_MEGAPIXEL
     seconds = (
-        (SECONDS_PER_PHOTO * photos + poses) / speed
+        poses
         + SECONDS_STEREO_PER_MEGAPIXEL * min(megapixels, STEREO_MEGAPIXELS) * photos / fast
         + slow * (preset.steps * step + preset.turntable_frames * frame) / fast
+        + (slow * SECONDS_NEXT_PHOTO if photos <= FEW_PHOTOS else 0.0)
         + SECONDS_MESH
     )
     memory = BYTES_BASE + BYTES_MESHING + photos * pixels * BYTES_PER_PIXEL + preset.max_gaussians * BYTES_PER_GAUSSIAN
     disk = photos * fit_pixels * 12 + preset.max_gaussians * (59 * 4 * 4) + 30e6
     return Estimate(seconds, memory, disk)
+
+
+def estimate_poses(photos: int, threads: int) -> float:
+    """Seconds of reading photos and solving their poses."""
+    pairs = photos * (photos - 1) / 2 if photos <= 20 else photos * 6
+    seconds = SECONDS_SOLVING + (SECONDS_PER_PHOTO + 0.5) * photos + SECONDS_PER_PAIR * pairs
+    return seconds / (1 + PARALLEL * (threads - 1))
 
 
 def estimate_refine(photos: int, stored: float, steps: int, preset: Preset, *, renderer: str, threads: int) -> Estimate:

@@ -22,6 +22,7 @@ from app.commands import Photos
 from app.estimate import BYTES_BASE, BYTES_PER_PIXEL, Estimate, decodable_pixels, estimate_photos, memory_budget
 from app.jobs import Outcome, check_disk, costs_so_far, late_errors, meshed, noted, saved_stage
 from app.machine import Place, colour, pick_place
+from app.next_photo import entry, sheet
 from app.notices import Notices
 from app.presets import PRESETS, Preset
 from app.report import InputFile, Licence, Report, read_report, write_report
@@ -59,8 +60,8 @@ class Plan:
 def photos_to_scene(options: Photos) -> Generator[Progress, None, Outcome]:
     """Photos to a result folder at `options.out`; closing the generator leaves a resumable state.
 
-    Yields first the estimate, then stages poses, prior, initialise, fit, mesh, measure, turntable, files. Raises
-    `InputError` before anything is written, `StoppedLate` after that, with the state kept in OUT.partial.
+    Yields first the estimate, then stages poses, prior, initialise, fit, mesh, measure, next photo (of few photos), turntable,
+    files. Raises `InputError` before anything is written, `StoppedLate` after that, with the state kept in OUT.partial.
     """
     out = Path(options.out)
     if check_out(out, resume=options.resume, overwrite=options.overwrite):
@@ -206,12 +207,13 @@ def _learned(options: Photos) -> tuple:
 def _photos_work(
     plan: Plan, photos: tuple, work: WorkFolder, watch: Stopwatch, notices: Notices
 ) -> Generator[Progress, None, Outcome]:
+    from recon.next_photo import NextPhoto, NextPhotoConfig, next_photo
     from recon.reconstruct import RECONSTRUCTION_TYPES
     from splat.extract_mesh import MeshConfig, extract_mesh
     from splat.mesh import Mesh
     from splat.optimise import FitResult, fit
 
-    types = (*RECONSTRUCTION_TYPES, FitResult, Mesh)
+    types = (*RECONSTRUCTION_TYPES, FitResult, Mesh, NextPhoto)
     options, place, preset = plan.options, plan.place, plan.preset
     torch.set_num_threads(place.threads)
     background = torch.tensor(plan.background)
@@ -245,12 +247,27 @@ def _photos_work(
         facts["holdout_psnr_before_refinement"] = before.psnr
         heldout = yield from refined(splats, heldout, background)
     holdout_quality, holdout_pairs = yield from measured(splats, heldout, background, None, place.threads)
+    suggested = None
+    if sum(len(v) for v in posed) <= FEW_PHOTOS:
+        ask = NextPhotoConfig(
+            steps=min(NextPhotoConfig.steps, max(preset.steps // 2, 1)),
+            background=plan.background,
+            seed=options.seed,
+            backend=place.renderer,
+            threads=place.threads,
+        )
+        seen = [dataclasses.replace(v, cameras=c.to(place.device)) for v, c in zip(train, fitted.cameras)]
+        suggested = yield from saved("next_photo", next_photo(seen, scene.initial.to(place.device), ask, splats))
 
     yield from write_pictures(
         work.result, splats, fitted.cameras, holdout_pairs or train_pairs, preset, background, place.threads
     )
     yield Progress("files", 0, 1)
     write_scene(work.result, fitted.splats, mesh, posed, heldout)
+    if suggested is not None:
+        from splat.io.images import save_image
+
+        save_image(work.result / "next_photo.png", sheet(suggested, posed, fitted.splats))
     if options.colmap_out:
         from recon.poses.to_colmap import write_colmap_folder
 
@@ -286,6 +303,7 @@ def _photos_work(
             fallbacks=[sentence for sentence in notices.sentences if sentence not in warnings],
             licences=[*_licences(scene.facts), *(Licence(f"{w.family.title} ({w.source})", w.licence) for w in plan.learned)],
             facts=facts,
+            next_photo=None if suggested is None else entry(suggested),
         ),
         work.result / "report.json",
     )

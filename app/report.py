@@ -74,6 +74,7 @@ class Report:
     licences: list[Licence] = field(default_factory=list)
     mesh_faces: int = 0
     facts: dict[str, float] = field(default_factory=dict)  # the pose solver's own figures
+    next_photo: dict[str, Any] | None = None  # of a photos job of few photos: where one more would help most
     text: dict[str, Any] | None = None  # of the text job: the prompt and what was measured on its candidates
     image: dict[str, Any] | None = None  # of the image job: how each picture was cut out and framed, and what refining did
 
@@ -91,7 +92,7 @@ class Report:
             },
         }
         del plain["train"], plain["holdout"]
-        for name in ("text", "image", "refine"):
+        for name in ("text", "image", "refine", "next_photo"):
             if plain[name] is None:
                 del plain[name]
         return plain

@@ -145,6 +145,8 @@ def row(objects, seed: int, steps: int) -> dict:
         "suggested": known[best],
         "farthest": known[far],
         "random": [known[k] for k in chance],
+        "places": [[round(c.entropy, 4), round(c.overlap, 3)] for c in found.candidates],
+        "chosen": {"suggested": best, "farthest": far, "random": chance},
         "cpu_seconds": {"asking": asked, "all": time.process_time() - begun},
     }
 

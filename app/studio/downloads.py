@@ -21,6 +21,7 @@ FILES = {
     "mesh.glb": "mesh",
     "turntable.mp4": "video",
     "preview.png": "contact sheet",
+    "next_photo.png": "where one more photo would help most",
     "cameras.json": "cameras",
     "report.json": "report",
 }

@@ -121,6 +121,7 @@ def result(record: JobRecord, folder: Path, before: tuple[str, Path] | None = No
             _figures(report),
             "</div>",
             sentences(_warnings(report)),
+            _next_photo(base, folder, report),
             _sheet(base, folder),
             "</div>",
         ]
@@ -193,6 +194,15 @@ def _sheet(base: str, folder: Path) -> str:
         return ""
     picture = f'<img src="{base}/preview.png" alt="Renders of the result" loading="lazy">'
     return f'<details class="ss-sheet"><summary>Contact sheet</summary>{picture}</details>'
+
+
+def _next_photo(base: str, folder: Path, report: dict[str, Any]) -> str:
+    """Of few photos: where one more would help most."""
+    if not (folder / "next_photo.png").is_file():
+        return ""
+    told = _text(report.get("next_photo", {}).get("text", "Where one more photo would help most"))
+    picture = f'<img src="{base}/next_photo.png" alt="{told}" loading="lazy">'
+    return f'<details class="ss-sheet"><summary>Next photo: {told}</summary>{picture}</details>'
 
 
 def shelf(records: Sequence[JobRecord], selected: str, *, more: bool, manage: bool = False) -> str:

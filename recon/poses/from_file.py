@@ -84,23 +84,24 @@ def write_transforms(path: Path, cameras: Sequence[Cameras], names: Sequence[str
     """All cameras in order, one name each, in nerfstudio's form with OpenGL axes; written whole or not at all."""
     single = [batch[i] for batch in cameras for i in range(len(batch))]
     assert len(single) == len(names), (len(single), len(names))
-    frames = []
-    for camera, name in zip(single, names):
-        K = camera.K[0].double()
-        frames.append(
-            {
-                "file_path": name,
-                "fl_x": float(K[0, 0]),
-                "fl_y": float(K[1, 1]),
-                "cx": float(K[0, 2]),
-                "cy": float(K[1, 2]),
-                "w": camera.width,
-                "h": camera.height,
-                "transform_matrix": camera.to_opengl()[0].tolist(),
-            }
-        )
+    frames = [frame_of(camera, name) for camera, name in zip(single, names)]
     with atomically(path) as temporary:
         temporary.write_text(json.dumps({"camera_model": "OPENCV", "frames": frames}, indent=1))
+
+
+def frame_of(camera: Cameras, name: str) -> dict[str, Any]:
+    """A camera (a batch of one) as transforms.json has it, with OpenGL axes."""
+    K = camera.K[0].double()
+    return {
+        "file_path": name,
+        "fl_x": float(K[0, 0]),
+        "fl_y": float(K[1, 1]),
+        "cx": float(K[0, 2]),
+        "cy": float(K[1, 2]),
+        "w": camera.width,
+        "h": camera.height,
+        "transform_matrix": camera.to_opengl()[0].tolist(),
+    }
 
 
 # --- transforms.json -------------------------------------------------------------------------------------------------
