@@ -270,6 +270,13 @@ class Render(Machine):
     """Frames of the orbit, for .mp4."""
     background: str = "white"
     """Behind the splats: white, black, or R,G,B in 0-255."""
+    enhance: bool = False
+    """Repair every frame of an .mp4 and make what that adds steady; for the video alone, the splats stay as they are."""
+    repairer: str | None = None
+    """With --enhance, what repairs the frames: small is ours; or a folder with Stable Diffusion and a ControlNet, or with a
+    video network."""
+    prompt: str = ""
+    """With --enhance and such a folder, what the scene shows."""
 
 
 @dataclass(frozen=True, kw_only=True)

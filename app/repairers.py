@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from torch import Tensor
+
 from app.report import Licence
 from splat.errors import InputError
+from splat.progress import Progress
 from splat.repair_request import Repairer
 
 SMALL = "small"  # the one that comes with splatsmith
@@ -31,18 +35,14 @@ def chosen_repairer(option: str, *, device: str = "cpu", prompt: str = "", video
     that will not do; nothing has been computed or written then.
     """
     if option == SMALL:
-        from diffusion.repair import small_repairer
-
-        return ChosenRepairer(small_repairer(None, device=device), SMALL, (), "small")
+        return _own(None, device)
     folder = Path(option)
     if not folder.is_dir():
         raise InputError(
             f"--repairer {option} is neither {SMALL} nor a folder; give a checkpoint's folder as docs/repair-public.md says."
         )
     if (folder / "weights.json").is_file():
-        from diffusion.repair import small_repairer
-
-        return ChosenRepairer(small_repairer(folder, device=device), folder.name, (), "small")
+        return _own(folder, device)
     if _holds_video(folder):
         if not video_too:
             raise InputError(f"{folder} holds a video network, which repairs no single views; use it with render --enhance.")
@@ -56,6 +56,13 @@ def chosen_repairer(option: str, *, device: str = "cpu", prompt: str = "", video
     return ChosenRepairer(repairer, folder.name, _licences(repairer.licences), "views")
 
 
+def _own(folder: Path | None, device: str) -> ChosenRepairer:
+    from diffusion.repair import repair_licences, small_repairer
+
+    name = SMALL if folder is None else folder.name
+    return ChosenRepairer(small_repairer(folder, device=device), name, _licences(tuple(repair_licences(folder))), "small")
+
+
 def _licences(told: tuple[str, ...]) -> tuple[Licence, ...]:
     return tuple(Licence(*line.split(": ", 1)) for line in told)
 
@@ -66,3 +73,26 @@ def _holds_video(folder: Path) -> bool:
         return config.get("_class_name") == "UNet3DConditionModel"
     except (OSError, ValueError, AttributeError):
         return False  # what is wrong with it is said where it is loaded
+
+
+def with_scene_lora(
+    chosen: ChosenRepairer, renders: Sequence[Tensor], photos: Sequence[Tensor], steps: int, seed: int, kept: Path | None = None
+) -> Generator[Progress, None, ChosenRepairer]:
+    """The repairer after `steps` steps on pairs of this scene (`recon.repair.left_out`); 0 leaves it as it is.
+
+    `kept` is a .safetensors file: the LoRA is written there, and read where it is there already. Raises `InputError` for a
+    repairer that has no LoRA. Yields stage "lora".
+    """
+    if steps == 0:
+        return chosen
+    if chosen.kind != "views":
+        raise InputError(f"--lora-steps {steps} needs a checkpoint of Stable Diffusion, which --repairer {chosen.name} is not.")
+    from diffusion.lora import load_lora, save_lora
+    from diffusion.train_lora import LoraConfig, train_lora
+
+    if kept is not None and kept.is_file():
+        return replace(chosen, repair=chosen.repair.with_lora(load_lora(kept)))
+    lora = yield from train_lora(chosen.repair, renders, photos, LoraConfig(steps=steps, seed=seed))
+    if kept is not None:
+        save_lora(lora, kept)
+    return replace(chosen, repair=chosen.repair.with_lora(lora))

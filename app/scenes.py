@@ -85,6 +85,10 @@ def render_scene(options: commands.Render) -> Generator[Progress, None, list[Pat
         raise InputError(
             f"--frames {options.frames} --side {options.side} gives no picture; use at least 1 frame of 16 to {MAX_SIDE} px."
         )
+    if options.enhance and suffix != ".mp4":
+        raise InputError(f"--enhance makes the frames of a video steady, and {to.name} is none; render to an .mp4.")
+    if (options.repairer or options.prompt) and not options.enhance:
+        raise InputError("--repairer and --prompt say how frames are enhanced; give --enhance, too.")
     place, background = pick_place(options.device, options.threads), torch.tensor(colour(options.background))
     splats = load_scene(options.scene).to(place.device)
     if options.cameras is None:
@@ -95,13 +99,22 @@ def render_scene(options: commands.Render) -> Generator[Progress, None, list[Pat
         raise InputError(f"{options.cameras} has cameras of several sizes, which make no video; render to .png.")
     if suffix == ".mp4":
         batches = [c.resized(c.width // 2 * 2, c.height // 2 * 2) for c in batches]
+    chosen = None
+    if options.enhance:
+        from app.repairers import SMALL, chosen_repairer
+
+        chosen = chosen_repairer(options.repairer or SMALL, device=place.device, prompt=options.prompt, video_too=True)
     total = sum(len(c) for c in batches)
     frames = (frame for cameras in batches for frame in render_frames(splats, cameras, background, place.threads))
     if suffix == ".mp4":
         temporary = to.with_name(f".{to.stem}-part.mp4")
         try:
             with video(temporary) as add:
-                for i, frame in enumerate(frames):
+                if chosen is not None:
+                    from app.enhance import enhanced_frames
+
+                    yield from enhanced_frames(options.scene, splats, Cameras.cat(batches), background, chosen, place, add)
+                for i, frame in enumerate(frames if chosen is None else ()):
                     add(frame)
                     yield Progress("render", i + 1, total, preview=frame)
             temporary.replace(to)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diffusion.lora import Lora, attached
-from diffusion.models.stable_diffusion import StableDiffusion, load_stable_diffusion
+from diffusion.models.stable_diffusion import StableDiffusion, decoded, encoded, load_stable_diffusion
 from diffusion.samplers.plan import PRESETS, Plan
 from diffusion.trusted_pixels import keep_trusted
 from splat.errors import InputError
@@ -123,7 +123,7 @@ class SdRepairer:
         picture = picture.to(pipe.device)
         latents = pipe(
             prompt_embeds=words,
-            image=self.latents_of(picture),
+            image=encoded(pipe.vae, picture),
             control_image=picture,
             strength=config.strength,
             num_inference_steps=self.steps,
@@ -132,17 +132,7 @@ class SdRepairer:
             generator=torch.Generator().manual_seed(seed),  # each view's own, and the same
             output_type="latent",
         ).images
-        return unframed(self.picture_of(latents).to(image), inner, image.shape[:2])
-
-    def latents_of(self, picture: Tensor) -> Tensor:
-        """[B, 3, h, w] sRGB in [0, 1] -> [B, 4, h / 8, w / 8]: the autoencoder's most probable latents, without its noise."""
-        vae = self.pipeline.vae
-        return vae.encode(2 * picture - 1).latent_dist.mode() * vae.config.scaling_factor
-
-    def picture_of(self, latents: Tensor) -> Tensor:
-        """The inverse, float32; some values lie outside [0, 1]."""
-        vae = self.pipeline.vae
-        return (vae.decode(latents.float() / vae.config.scaling_factor).sample + 1) / 2
+        return unframed(decoded(pipe.vae, latents).to(image), inner, image.shape[:2])
 
 
 def framed(image: Tensor, least_side: int, multiple: int) -> tuple[Tensor, tuple[int, int]]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from diffusion.lora import Lora, attached, new_lora
+from diffusion.models.stable_diffusion import encoded
 from diffusion.sd_repair import SdRepairer, framed
 from splat.errors import InputError, StoppedLate
 from splat.progress import Progress
@@ -104,7 +105,7 @@ def _loss(repairer: SdRepairer, render: Tensor, photo: Tensor, words: Tensor, ge
     device, dtype = pipe.device, pipe.unet.dtype
     hint, picture = (framed(x, config.least_side, pipe.vae_scale_factor)[0].to(device) for x in (render, photo))
     with torch.no_grad():
-        clean = repairer.latents_of(picture)
+        clean = encoded(pipe.vae, picture)
     levels = max(round(config.strength * pipe.scheduler.config.num_train_timesteps), 1)
     time = torch.randint(levels, (1,), generator=generator).to(device)
     noise = torch.randn(clean.shape, generator=generator).to(clean)

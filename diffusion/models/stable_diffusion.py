@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor
 
 from diffusion.licence_notice import licence_of
 from diffusion.models.from_disk import load_network
@@ -63,6 +64,16 @@ def load_stable_diffusion(folder: Path) -> StableDiffusion:
         )
     licences = (f"{folder.name}: {licence_of(folder)}", f"{folder.name}/controlnet: {licence_of(folder / 'controlnet')}")
     return StableDiffusion(unet, controlnet, vae, text_encoder, tokenizer, load_noise(folder), licences)
+
+
+def encoded(vae: AutoencoderKL, picture: Tensor) -> Tensor:
+    """[B, 3, h, w] sRGB in [0, 1] -> [B, 4, h / 8, w / 8]: the most probable latents, without the autoencoder's noise."""
+    return vae.encode(2 * picture - 1).latent_dist.mode() * vae.config.scaling_factor
+
+
+def decoded(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """The inverse, float32; some values lie outside [0, 1]."""
+    return (vae.decode(latents.float() / vae.config.scaling_factor).sample + 1) / 2
 
 
 def require_parts(folder: Path, names: tuple[str, ...]) -> None:
