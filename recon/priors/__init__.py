@@ -1,10 +1,9 @@
 """Stereo priors: where dense geometry comes from before any splat is fitted.
 
-Two shapes of prior. A *posed* prior takes placed views and returns one `DepthMap` for each
-(`recon.priors.plane_sweep.estimate_depths`, built in, needs no weights). A *pair* prior takes two images, with or
-without cameras, and returns a `StereoPrediction`, as pointmap networks do. To add one: a file with a function of the
-shared signature and one line in the table; posed priors also join the tests on synthetic scenes.
-Depends on splat and torch.
+A *posed* prior takes placed views and returns one `DepthMap` for each (`recon.priors.plane_sweep.estimate_depths`, built in,
+needs no weights). *Learned* priors guess with weights that lie on this machine: the table is `recon.priors.learned`, one adapter a
+file, and `recon.learned_geometry` puts their answers to use. Networks that see two photos answer with a `StereoPrediction`. To
+add one: docs/adding-a-prior.md. Depends on splat and torch.
 """
 
 from __future__ import annotations

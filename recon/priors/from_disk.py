@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def load_strictly(kind: type, folder: Path) -> torch.nn.Module:
     files = safetensors_in(folder)
     diffusers = kind.__module__.startswith("diffusers")
     try:
-        with no_downloads():
+        with no_downloads(), silence():
             network, report = kind.from_pretrained(
                 folder,
                 local_files_only=True,
@@ -65,10 +66,17 @@ def load_mixin(kind: type, folder: Path) -> torch.nn.Module:
         raise InputError(f"{folder} has no model.safetensors; give the folder as it lies on the hub, with config.json.")
     read_config(folder)
     try:
-        with no_downloads(), contextlib.redirect_stdout(io.StringIO()):  # the mixin prints
+        with no_downloads(), silence():
             return kind.from_pretrained(str(folder), local_files_only=True, strict=True).eval()
     except (*BROKEN, SafetensorError) as error:
         raise not_whole(folder, kind.__name__, error) from error
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Inside, what libraries print and draw while they load is not shown; errors are raised all the same."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:

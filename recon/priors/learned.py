@@ -199,9 +199,7 @@ def find_weights(prior: str, given: str | None = None) -> PriorWeights:
         raise InputError(f"There is no learned prior named {prior[:60]}; choose one of {', '.join(LEARNED_PRIORS)}.")
     family = LEARNED_PRIORS[prior]
     if not family.installed:
-        raise BackendUnavailable(
-            f"{family.title} needs the package {family.package}, which is not here: {family.install}."
-        )
+        raise BackendUnavailable(f"{family.title} needs the package {family.package}, which is not here: {family.install}.")
     if given is not None and Path(given).is_dir():
         folder = Path(given)
         return PriorWeights(prior, folder, given, licence_of(prior, folder, _hub_name(folder)))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from recon.priors.depth_guess import DepthGuess, check_output, each_photo
-from recon.priors.from_disk import BROKEN, load_strictly, not_whole, read_config
+from recon.priors.from_disk import BROKEN, load_strictly, not_whole, read_config, silence
 from recon.priors.learned import PriorWeights
 from recon.priors.offline import no_downloads
 from splat.cameras import Cameras
@@ -96,9 +96,9 @@ def _load(kind: type, folder: Path, device: torch.device | str):
         "text_encoder": load_strictly(CLIPTextModel, folder / "text_encoder"),
     }
     try:
-        with no_downloads():
+        with no_downloads(), silence():
             pipeline = kind.from_pretrained(
-                folder, **parts, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, torch_dtype=torch.float32
+                folder, **parts, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
             )
     except (*BROKEN, SafetensorError) as error:
         raise not_whole(folder, kind.__name__, error) from error
