@@ -7,12 +7,14 @@ from: `app.refine_photos` fits on to the photos, `app.refine_image` to the cut-o
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.metadata
 import json
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from app.commands import Refine
@@ -32,9 +34,6 @@ REMEDY = "end other programs or give fewer --steps"
 MOST_STEPS = 100_000
 SEEDS = 2**31
 LEAST_GAIN = 0.05  # dB by which splats must be better to take the old ones' place; less is chance
-# All that a result may hold beside config.json, report.json and state/, to be copied where nothing got better.
-FILES = ("scene.ply", "mesh.glb", "turntable.mp4", "preview.png", "cameras.json", "cameras_holdout.json", "input.png")
-
 Kept = Literal["refined", "unrefined"]
 
 
@@ -48,6 +47,7 @@ class RefinePlan:
     config: dict[str, Any]  # its config.json
     place: Place
     steps: int
+    strength: float | None  # of the noise, for the ways that have one
     estimate: Estimate
     ready: Any  # what `work` begins with: the state of the result, as its module reads it
     work: Callable[[RefinePlan, WorkFolder, Stopwatch, Notices], Generator[Progress, None, Outcome]]
@@ -66,6 +66,9 @@ class RefinePlan:
             "result": hashlib.sha256((self.source / "report.json").read_bytes()).hexdigest(),
             "way": options.way,
             "steps": self.steps,
+            "strength": self.strength,
+            "prompt": options.prompt,
+            "repairer": options.repairer,
             "seed": options.seed,
             "preset": options.preset,
             "memory_budget": options.memory_budget,
@@ -80,14 +83,25 @@ class Comparison:
 
     train: tuple[Quality, Quality]
     holdout: tuple[Quality, Quality] | None
+    left_out: tuple[Quality, Quality] | None = None  # every photo in turn, by splats made the same way without it
+    by: Literal["psnr", "ssim"] = "psnr"  # what must be better; ssim as `recon.repair.judge.helps` has it
+    invented: float | None = None  # share of repaired pictures that no photo vouches for
 
     @property
     def judged_by(self) -> str:
-        return "train" if self.holdout is None else "holdout"
+        return "holdout" if self.holdout is not None else "left_out" if self.left_out is not None else "train"
+
+    @property
+    def judged(self) -> tuple[Quality, Quality]:
+        return self.holdout or self.left_out or self.train
 
     @property
     def kept(self) -> Kept:
-        before, after = self.holdout or self.train
+        before, after = self.judged
+        if self.by == "ssim":
+            from recon.repair.judge import helps
+
+            return "refined" if helps(before, after) else "unrefined"
         return "refined" if after.psnr - before.psnr >= LEAST_GAIN else "unrefined"
 
 
@@ -106,7 +120,8 @@ def refine_result(options: Refine) -> Generator[Progress, None, Outcome]:
         with notices:
             plan = plan_refine(options)
             notices.add(*plan.place.fallbacks)
-            what = f"{plan.steps} steps more on {plan.place.device} with the {plan.place.renderer} renderer"
+            what = "" if plan.strength is None else f"{options.way} with noise of {plan.strength:g}, then "
+            what += f"{plan.steps} steps more on {plan.place.device} with the {plan.place.renderer} renderer"
             values = {"seconds": plan.estimate.seconds, "memory": plan.estimate.memory}
             yield Progress("estimate", 1, 1, plan.estimate.sentence(what), values=values)
             work = begin(out, plan.job, resume=options.resume)
@@ -140,20 +155,32 @@ def plan_refine(options: Refine) -> RefinePlan:
         raise InputError(
             f"{source} has no state/ (--compact leaves it out), and with it no pictures to fit to; make it again without it."
         )
-    if of == "photos":
-        from app.refine_photos import further_steps, photos_work, ready
-
-        place = pick_place(options.device, options.threads)
-        work = photos_work
-    else:
-        from app.refine_image import further_steps, image_work, ready
-
-        place = pick_place(options.device, options.threads, draw_on_cpu=True)
-        work = image_work
-    steps = options.steps or further_steps(options.preset)
-    found, estimate = ready(options, report, config, place, steps, budget)
+    part = _module(of, options)
+    place = pick_place(options.device, options.threads, draw_on_cpu=of == "image")
+    steps = options.steps or part.further_steps(options.preset)
+    found, estimate = part.ready(options, report, config, place, steps, budget)
     check_disk(out, estimate.disk)
-    return RefinePlan(options, of, report, config, place, steps, estimate, found, work)
+    strength = getattr(part, "STRENGTH", None) if options.strength is None else options.strength
+    return RefinePlan(options, of, report, config, place, steps, strength, estimate, found, part.refine)
+
+
+def _module(of: str, options: Refine) -> ModuleType:
+    """What refines results of the command `of` in the way of `options`: `further_steps`, `ready` and `refine`."""
+    way = options.way
+    generates = way in ("multiview", "volume")
+    if options.strength is not None and not generates:
+        raise InputError(f"--strength is the noise of --with multiview and --with volume; --with {way} has none.")
+    if options.repairer != "small" and way != "repair":
+        raise InputError(f"--repairer mends renders for --with repair; --with {way} has none.")
+    if options.prompt and way != "volume":
+        raise InputError(f"--prompt is what --with volume is told of the object; --with {way} takes none.")
+    if of == "image" and way != "steps":
+        raise InputError(
+            f"{options.result} was made from pictures by the same network, and nothing would tell whether --with {way} made it "
+            "better; refine results of photos so."
+        )
+    names = {"steps": f"app.refine_{of}"}
+    return importlib.import_module(names.get(way, f"app.refine_{way}"))
 
 
 def _config(source: Path) -> dict[str, Any]:
@@ -186,13 +213,6 @@ def copy_state(source: Path, work: WorkFolder, *names: str) -> None:
             temporary.replace(target)
 
 
-def copy_files(source: Path, result: Path) -> None:
-    """The unrefined result, byte for byte."""
-    for name in FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, result / name)
-
-
 def told(plan: RefinePlan, compared: Comparison) -> dict[str, Any]:
     """What report.json says about it."""
     from dataclasses import asdict
@@ -204,24 +224,34 @@ def told(plan: RefinePlan, compared: Comparison) -> dict[str, Any]:
         "of": plan.of,
         "way": plan.options.way,
         "steps": plan.steps,
+        **({} if plan.strength is None else {"strength": plan.strength}),
+        **({"prompt": plan.options.prompt} if plan.options.prompt else {}),
+        **({} if compared.invented is None else {"repairer": plan.options.repairer, "invented": compared.invented}),
         "judged_by": compared.judged_by,
         "kept": compared.kept,
         "train": pair(compared.train),
         "holdout": pair(compared.holdout),
+        **({} if compared.left_out is None else {"left_out": pair(compared.left_out)}),
         "source": hashlib.sha256((plan.source / "scene.ply").read_bytes()).hexdigest(),
     }
 
 
-def verdict(compared: Comparison) -> tuple[str, ...]:
+def verdict(compared: Comparison, way: str) -> tuple[str, ...]:
     """Sentences for the user about what the comparison can and cannot say."""
-    before, after = compared.holdout or compared.train
+    before, after = compared.judged
+    what = "Fitting longer" if way == "steps" else f"--with {way}"
     sentences = []
     if compared.kept == "unrefined":
+        figures = f"{before.psnr:.2f} dB before, {after.psnr:.2f} dB after"
+        if compared.by == "ssim":
+            figures = f"SSIM {before.ssim:.4f} and {before.psnr:.2f} dB before, {after.ssim:.4f} and {after.psnr:.2f} dB after"
+        sentences.append(f"{what} did not help ({figures}), so the splats are the unrefined ones.")
+    elif compared.invented is not None:
         sentences.append(
-            f"Fitting longer did not help ({before.psnr:.2f} dB before, {after.psnr:.2f} dB after), so the splats are the "
-            "unrefined ones."
+            f"{100 * compared.invented:.0f} % of the pictures that repair drew was seen by no photo and is invented; invented/ "
+            "shows where."
         )
-    if compared.holdout is None:
+    if compared.judged_by == "train":
         sentences.append(
             "Nothing was held out, so the splats are judged by the pictures that they are fitted to, which says little about "
             "other views."
@@ -229,9 +259,10 @@ def verdict(compared: Comparison) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def report_of(plan: RefinePlan, compared: Comparison, **values: Any) -> Report:
-    """The report of the refined result: facts about the inputs are those of its source."""
+def report_of(plan: RefinePlan, compared: Comparison, licences: Sequence[Licence] = (), **values: Any) -> Report:
+    """The report of the refined result: facts about the inputs are those of its source. `licences` of the way's own weights."""
     old, kept = plan.report, int(compared.kept == "refined")
+    licences = dict.fromkeys([*(Licence(**row) for row in old["licences"]), *(licences if kept else ())])
     return Report(
         command="refine",
         inputs=[InputFile(**row) for row in old["inputs"]],
@@ -242,7 +273,7 @@ def report_of(plan: RefinePlan, compared: Comparison, **values: Any) -> Report:
         backend=plan.place.renderer,
         train=compared.train[kept],
         holdout=None if compared.holdout is None else compared.holdout[kept],
-        licences=[Licence(**row) for row in old["licences"]],
+        licences=list(licences),
         facts=old["facts"],
         image=old.get("image"),
         refine=told(plan, compared),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import shutil
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -23,9 +22,10 @@ from app.machine import Place
 from app.notices import Notices
 from app.object_files import Drawing, closed_mesh, closed_mesh_plan, write_pictures, write_scene
 from app.presets import IMAGE_PRESETS, PresetName
-from app.refine import Comparison, RefinePlan, copy_files, copy_state, read_state, report_of, verdict
-from app.report import Quality, write_report
-from app.result_folder import WorkFolder, write_atomic
+from app.refine import Comparison, RefinePlan, copy_state, read_state
+from app.refined_files import Written, finished
+from app.report import Quality
+from app.result_folder import WorkFolder
 from app.stopwatch import Stopwatch
 from splat.errors import InputError
 from splat.progress import Progress
@@ -69,14 +69,13 @@ def ready(
     return Ready(load(source / "scene.ply"), read_state(source, "subjects", (Subject,))), estimate
 
 
-def image_work(plan: RefinePlan, work: WorkFolder, watch: Stopwatch, notices: Notices) -> Generator[Progress, None, Outcome]:
+def refine(plan: RefinePlan, work: WorkFolder, watch: Stopwatch, notices: Notices) -> Generator[Progress, None, Outcome]:
     from diffusion.refine_object import RefineConfig, Refined
     from splat.gaussians import Splats
 
     splats, subjects = plan.ready.splats, plan.ready.subjects
     preset, place = IMAGE_PRESETS[plan.options.preset], plan.place
     torch.set_num_threads(place.threads)
-    drawing = Drawing(_background(plan), place.threads)
     config = RefineConfig(
         steps=plan.steps,
         max_gaussians=preset.max_gaussians,
@@ -87,46 +86,41 @@ def image_work(plan: RefinePlan, work: WorkFolder, watch: Stopwatch, notices: No
     copy_state(plan.source, work, "subjects")
     saved = functools.partial(saved_stage, work=work, types=(Refined, Splats), watch=watch, notices=notices)
     refined = yield from saved("refined", _refined(splats, subjects, config, work.state / "fit_checkpoint.safetensors"))
+    return (yield from image_finished(plan, work, watch, notices, refined.splats, refine_fit=config))
 
+
+def image_finished(
+    plan: RefinePlan,
+    work: WorkFolder,
+    watch: Stopwatch,
+    notices: Notices,
+    refined: Splats,
+    left_out: tuple[Quality, Quality] | None = None,
+    scratch: tuple[str, ...] = (),
+    **configs: Any,
+) -> Generator[Progress, None, Outcome]:
+    """What every way of refining an image result ends with; scene.ply and the subjects are what a further one needs."""
+    splats, subjects = plan.ready.splats, plan.ready.subjects
+    preset, threads = IMAGE_PRESETS[plan.options.preset], plan.place.threads
     yield Progress("measure", 0, 1)
-    (before, _), (after, fronts) = (_measured(s, subjects, place.threads) for s in (splats, refined.splats))
-    compared = Comparison((before, after), None)
-    warnings = list(dict.fromkeys((*plan.report["warnings"], *verdict(compared))))
-    if compared.kept == "unrefined":
-        yield Progress("files", 0, 1)
-        copy_files(plan.source, work.result)
-        gaussians, faces = plan.report["gaussians"], plan.report["mesh_faces"]
-    else:
-        mesh, no_mesh = yield from closed_mesh(refined.splats, preset)
-        warnings = list(dict.fromkeys((*[w for w in warnings if not w.startswith("There is no mesh:")], *no_mesh)))
+    (before, _), (after, fronts) = (_measured(s, subjects, threads) for s in (splats, refined))
+    compared = Comparison((before, after), None, left_out)
+
+    def write() -> Written:
+        mesh, no_mesh = yield from closed_mesh(refined, preset)
         row = [cell for pair in zip([s.on() for s in subjects], fronts) for cell in pair][: 2 * MOST_SHOWN]
         rows = [("pictures, each beside its view of the splats" if len(subjects) > 1 else "picture, splats", row)]
-        yield from write_pictures(work.result, refined.splats, mesh, preset, drawing, rows)
+        yield from write_pictures(work.result, refined, mesh, preset, Drawing(_background(plan), threads), rows)
         yield Progress("files", 0, 1)
-        write_scene(work.result, refined.splats, mesh, preset.turntable_side)
+        write_scene(work.result, refined, mesh, preset.turntable_side)
         for name in ("cameras.json", "input.png"):  # the same pictures, seen by the same cameras
             if (plan.source / name).is_file():
                 shutil.copyfile(plan.source / name, work.result / name)
-        gaussians, faces = len(refined.splats), 0 if mesh is None else len(mesh.faces)
-    configs = plan.config | {"refine": plan.job, "refine_fit": config, "mesh": closed_mesh_plan(preset)}
-    plain = {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in configs.items()}
-    write_atomic(work.result / "config.json", json.dumps(plain, indent=1, default=str).encode())
-    watch.split()
-    report = report_of(
-        plan,
-        compared,
-        gaussians=gaussians,
-        mesh_faces=faces,
-        stages=list(watch.costs.values()),
-        warnings=warnings,
-        fallbacks=[sentence for sentence in notices.sentences if sentence not in warnings],
-    )
-    written = write_report(report, work.result / "report.json")
-    for name in ("refined", "fit_checkpoint"):  # scene.ply and the subjects are what a further refinement needs
-        (work.state / f"{name}.safetensors").unlink(missing_ok=True)
-    work.publish(keep_state=not plan.options.compact)
-    yield Progress("files", 1, 1, f"{plan.options.out} is complete")
-    return Outcome(Path(plan.options.out), written)
+        return len(refined), 0 if mesh is None else len(mesh.faces), no_mesh
+
+    configs = {"mesh": closed_mesh_plan(preset)} | configs
+    scratch = ("refined", "fit_checkpoint", *scratch)
+    return (yield from finished(plan, work, watch, notices, compared, configs, write, scratch))
 
 
 def _refined(splats: Splats, subjects: Sequence[Subject], config: RefineConfig, state: Path) -> Generator[Progress, None, Any]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,8 +17,9 @@ from app.jobs import Outcome, meshed, saved_stage
 from app.machine import Place
 from app.notices import Notices
 from app.presets import PRESETS, PresetName
-from app.refine import Comparison, RefinePlan, copy_files, copy_state, read_state, report_of, verdict
-from app.report import Quality, write_report
+from app.refine import Comparison, RefinePlan, copy_state, read_state
+from app.refined_files import Written, finished
+from app.report import Licence, Quality
 from app.result_folder import WorkFolder, write_atomic
 from app.scene_files import measured, write_pictures, write_scene
 from app.stopwatch import Stopwatch
@@ -64,12 +64,12 @@ def ready(
             f"--memory-budget {options.memory_budget} is too small for the {photos} photos of {source}; "
             f"give at least {(BYTES_BASE + 2 * stored + 200e6) / 1e9:.1f}GB."
         )
-    scene, _ = read_state(source, "reconstruction", _types())
-    fitted, _ = read_state(source, "fit", _types())
+    scene, _ = read_state(source, "reconstruction", types_of_state())
+    fitted, _ = read_state(source, "fit", types_of_state())
     return Ready(scene, fitted, fit_config(options, config, place, steps, budget, scene, fitted)), estimate
 
 
-def _types() -> tuple[type, ...]:
+def types_of_state() -> tuple[type, ...]:
     """All that the state of a photos result is made of."""
     from recon.reconstruct import RECONSTRUCTION_TYPES
     from splat.mesh import Mesh
@@ -78,61 +78,64 @@ def _types() -> tuple[type, ...]:
     return *RECONSTRUCTION_TYPES, FitResult, Mesh
 
 
-def photos_work(plan: RefinePlan, work: WorkFolder, watch: Stopwatch, notices: Notices) -> Generator[Progress, None, Outcome]:
-    from splat.extract_mesh import MeshConfig, extract_mesh
-
+def refine(plan: RefinePlan, work: WorkFolder, watch: Stopwatch, notices: Notices) -> Generator[Progress, None, Outcome]:
     scene, fitted, config = plan.ready.scene, plan.ready.fitted, plan.ready.config
-    place, preset = plan.place, PRESETS[plan.options.preset]
-    torch.set_num_threads(place.threads)
-    saved = functools.partial(saved_stage, work=work, types=_types(), watch=watch, notices=notices)
-    background = torch.tensor(config.background)
+    torch.set_num_threads(plan.place.threads)
+    saved = functools.partial(saved_stage, work=work, types=types_of_state(), watch=watch, notices=notices)
     copy_state(plan.source, work, "reconstruction")
     refined = yield from saved(
         "refined", _fitted_further(plan, scene, fitted, config, work.state / "fit_checkpoint.safetensors")
     )
+    return (yield from photos_finished(plan, work, watch, notices, refined))
 
+
+def photos_finished(
+    plan: RefinePlan,
+    work: WorkFolder,
+    watch: Stopwatch,
+    notices: Notices,
+    refined: FitResult,
+    left_out: tuple[Quality, Quality] | None = None,
+    scratch: tuple[str, ...] = (),
+    licences: Sequence[Licence] = (),
+    by: Literal["psnr", "ssim"] = "psnr",
+    invented: float | None = None,
+    also: Callable[[Path], None] | None = None,
+    **configs: Any,
+) -> Generator[Progress, None, Outcome]:
+    """What every way of refining a photos result ends with; `refined` is the saved stage of that name.
+
+    `by` and `invented` as in `Comparison`; `also` writes what else a refined result holds into its folder.
+    """
+    from splat.extract_mesh import MeshConfig, extract_mesh
+
+    scene, fitted, place, preset = plan.ready.scene, plan.ready.fitted, plan.place, PRESETS[plan.options.preset]
+    background = torch.tensor(plan.ready.config.background)
     before = yield from _measured(plan, scene, fitted, background)
     after = yield from _measured(plan, scene, refined, background)
-    compared = Comparison((before.train, after.train), before.holdout and (before.holdout, after.holdout))
+    compared = Comparison(
+        (before.train, after.train), before.holdout and (before.holdout, after.holdout), left_out, by, invented
+    )
     mesh_config = MeshConfig(max_faces=preset.mesh_faces)
-    warnings = list(dict.fromkeys((*plan.report["warnings"], *verdict(compared))))
-    if compared.kept == "unrefined":
-        yield Progress("files", 0, 1)
-        copy_files(plan.source, work.result)
-        gaussians, faces = plan.report["gaussians"], plan.report["mesh_faces"]
-    else:
+
+    def write() -> Written:
         splats = refined.splats.to(place.device)
         masks = [v.masks for v in scene.train]
+        saved = functools.partial(saved_stage, work=work, types=types_of_state(), watch=watch, notices=notices)
         mesh, no_mesh = yield from saved("mesh", meshed(lambda: extract_mesh(splats, refined.cameras, mesh_config, masks)))
-        warnings = list(dict.fromkeys((*[w for w in warnings if not w.startswith("There is no mesh:")], *no_mesh)))
-        pairs = after.pairs
-        yield from write_pictures(work.result, splats, refined.cameras, pairs, preset, background, place.threads)
+        yield from write_pictures(work.result, splats, refined.cameras, after.pairs, preset, background, place.threads)
         yield Progress("files", 0, 1)
         posed = [dataclasses.replace(v, cameras=c) for v, c in zip(scene.train, refined.cameras)]
         write_scene(work.result, refined.splats, mesh, posed, after.heldout)
-        gaussians, faces = len(refined.splats), 0 if mesh is None else len(mesh.faces)
-    configs = plan.config | {"refine": plan.job, "refine_fit": config, "mesh": mesh_config}
-    plain = {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in configs.items()}
-    write_atomic(work.result / "config.json", json.dumps(plain, indent=1, default=str).encode())
-    watch.split()
-    fallbacks = [sentence for sentence in notices.sentences if sentence not in warnings]
-    report = report_of(
-        plan,
-        compared,
-        gaussians=gaussians,
-        mesh_faces=faces,
-        stages=list(watch.costs.values()),
-        warnings=warnings,
-        fallbacks=fallbacks,
-    )
-    written = write_report(report, work.result / "report.json")
+        if also is not None:
+            also(work.result)
+        return len(refined.splats), 0 if mesh is None else len(mesh.faces), no_mesh
+
     kept = work.state / "refined.safetensors" if compared.kept == "refined" else plan.source / "state" / "fit.safetensors"
     write_atomic(work.state / "fit.safetensors", kept.read_bytes())  # so that the result can be refined in turn
-    for name in ("refined", "fit_checkpoint"):
-        (work.state / f"{name}.safetensors").unlink(missing_ok=True)
-    work.publish(keep_state=not plan.options.compact)
-    yield Progress("files", 1, 1, f"{plan.options.out} is complete")
-    return Outcome(Path(plan.options.out), written)
+    configs = {"refine_fit": plan.ready.config, "mesh": mesh_config} | configs
+    scratch = ("refined", "fit_checkpoint", *scratch)
+    return (yield from finished(plan, work, watch, notices, compared, configs, write, scratch, licences))
 
 
 def fit_config(
