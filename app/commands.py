@@ -191,12 +191,16 @@ class Refine(Machine):
 
     result: Positional[Path]
     """Result folder, of photos or of one picture, with its state/."""
-    way: Annotated[Literal["steps", "multiview", "volume"], arg(name="with")] = "steps"
-    """steps: fit longer to the same photos. multiview, volume: a generator makes the sides of an object that no photo shows."""
+    way: Annotated[Literal["steps", "repair", "multiview", "volume"], arg(name="with")] = "steps"
+    """steps: fit longer to the same photos. repair: mend views that nobody took, and fit to them too. multiview, volume: a
+    generator makes the sides of an object that no photo shows."""
     strength: float | None = None
     """With multiview or volume, the noise put on what there is: 0 changes nothing, 1 forgets it; each has its own default."""
     prompt: str = ""
     """With volume, what the object is, such as "a red armchair"; by default the model is not told."""
+    repairer: str = "small"
+    """With repair, what mends: small is the network that comes with splatsmith; or a folder of other weights of it, or of a
+    Stable Diffusion pipeline with ControlNet in diffusers' form."""
     out: Path
     """Result folder; work in progress lives beside it in OUT.partial."""
     preset: PresetName = "standard"
