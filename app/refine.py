@@ -276,6 +276,7 @@ def report_of(plan: RefinePlan, compared: Comparison, licences: Sequence[Licence
         licences=list(licences),
         facts=old["facts"],
         image=old.get("image"),
+        next_photo=old.get("next_photo"),
         refine=told(plan, compared),
         **values,
     )

@@ -18,7 +18,16 @@ from app.stopwatch import Stopwatch
 from splat.progress import Progress
 
 # All that a result may hold beside config.json, report.json and state/, to be copied where nothing got better.
-FILES = ("scene.ply", "mesh.glb", "turntable.mp4", "preview.png", "cameras.json", "cameras_holdout.json", "input.png")
+FILES = (
+    "scene.ply",
+    "mesh.glb",
+    "turntable.mp4",
+    "preview.png",
+    "cameras.json",
+    "cameras_holdout.json",
+    "input.png",
+    "next_photo.png",
+)
 NO_MESH = "There is no mesh:"
 
 Written = Generator[Progress, None, tuple[int, int, tuple[str, ...]]]  # Gaussians, triangles, and why there are none
@@ -47,6 +56,7 @@ def finished(
         copy_files(plan.source, work.result)
     else:
         gaussians, faces, no_mesh = yield from write()
+        copy_files(plan.source, work.result, ("next_photo.png",))  # what the same photos lack
         warnings = [*(w for w in warnings if not w.startswith(NO_MESH)), *no_mesh]
     warnings = list(dict.fromkeys(warnings))
     configs = plan.config | {"refine": plan.job} | configs
@@ -71,8 +81,8 @@ def finished(
     return Outcome(Path(plan.options.out), written)
 
 
-def copy_files(source: Path, result: Path) -> None:
+def copy_files(source: Path, result: Path, names: Sequence[str] = FILES) -> None:
     """The unrefined result, byte for byte."""
-    for name in FILES:
+    for name in names:
         if (source / name).is_file():
             shutil.copyfile(source / name, result / name)
