@@ -59,18 +59,18 @@ def learned_geometry(
         elif own:
             continue  # it placed the photos, and its depth is in already
         else:
-            guesses = yield from _scaled(views, weights, device, seed)
+            guesses = yield from _scaled(views, weights, device)
         depth_maps, refused = fill_depths(views, depth_maps, guesses, points, FillConfig(seed=seed))
         warnings += refused
     return LearnedGeometry(depth_maps, normals, tuple(warnings))
 
 
-def _scaled(views: list[Views], weights: PriorWeights, device: str, seed: int) -> Generator[Progress, None, list[DepthGuess]]:
+def _scaled(views: list[Views], weights: PriorWeights, device: str) -> Generator[Progress, None, list[DepthGuess]]:
     """Depth of a network that gives cameras too, which are not asked for here: up to a scale of each photo."""
     names = [name for view in views for name in view.names]
     images = [image for view in views for image in view.images]
     focals = [float(K[0, 0]) for view in views for K in view.cameras.K]
-    job = cameras_and_depths(images, names, weights, device, seed, focals)
+    job = cameras_and_depths(images, names, weights, device, focals)
     while True:
         try:
             yield replace(next(job), stage="prior")

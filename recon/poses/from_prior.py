@@ -46,7 +46,7 @@ def solve(photos: Sequence[Photo], config: PoseConfig) -> Solver:
         raise InputError(f"cameras need at least 2 photos, got {len(photos)}; add photos of the same subject.")
     names = [photo.name for photo in photos]
     images, focals = [photo.image for photo in photos], [photo.focal_px for photo in photos]
-    placed, reasons = yield from cameras_and_depths(images, names, config.prior, config.device, config.seed, focals)
+    placed, reasons = yield from cameras_and_depths(images, names, config.prior, config.device, focals)
     cameras = tuple(None if p is None else p[0] for p in placed)
     depths = tuple(None if p is None else p[1] for p in placed)
     share = _agreement([p for p in placed if p is not None])
@@ -74,7 +74,6 @@ def cameras_and_depths(
     names: Sequence[str],
     weights: PriorWeights,
     device: str,
-    seed: int = 0,
     focals: Sequence[float | None] = (),
 ) -> Generator[Progress, None, tuple[list[Placed | None], list[str | None]]]:
     """For each picture [H, W, 3] its camera in its own pixels and its depth, in one world of any scale; or None and a reason.
@@ -89,7 +88,7 @@ def cameras_and_depths(
         prediction = checked(module.predict_scene(batch, weights, device), names, weights)
         return prediction.of_photos(boxes, sizes, names), [None] * len(images)
     assert weights.family.gives == "pairs", weights.family.gives
-    return (yield from _from_pairs(module, batch, boxes, sizes, names, weights, device, seed, focals))
+    return (yield from _from_pairs(module, batch, boxes, sizes, names, weights, device, focals))
 
 
 def pairs_of(count: int) -> list[tuple[int, int]]:
@@ -100,7 +99,7 @@ def pairs_of(count: int) -> list[tuple[int, int]]:
     return sorted(near | {(j, i) for i, j in near})
 
 
-def _from_pairs(module, batch, boxes, sizes, names, weights, device, seed, focals):
+def _from_pairs(module, batch, boxes, sizes, names, weights, device, focals):
     from recon.align_pairs import AlignPairsConfig, PairPrediction, Window, align_pairs
 
     pairs = pairs_of(len(batch))
@@ -113,7 +112,7 @@ def _from_pairs(module, batch, boxes, sizes, names, weights, device, seed, focal
     known = [f / max(size) for f, size in zip(focals, sizes) if f is not None]
     focal = sorted(known)[len(known) // 2] if len(known) == len(sizes) else None
     found = [PairPrediction(i, j, prediction) for (i, j), prediction in zip(pairs, predictions)]
-    aligned = yield from align_pairs(sizes, found, AlignPairsConfig(focal=focal, seed=seed), windows)
+    aligned = yield from align_pairs(sizes, found, AlignPairsConfig(focal=focal), windows)
     placed: list[Placed | None] = []
     for camera, depth, box, name in zip(aligned.cameras, aligned.depths, boxes, names):
         placed.append(None if camera is None or depth is None else (camera, _part(depth, box, name)))

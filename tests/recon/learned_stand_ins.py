@@ -7,7 +7,7 @@ import torch
 from recon.priors.learned import PriorWeights
 from splat.cameras import Cameras, intrinsics
 
-SIZE = 96
+CENTRE = torch.tensor([0.3, -0.2, 0.5])
 
 
 def weights(prior, folder, licence="Apache-2.0"):
@@ -82,14 +82,11 @@ def tiny_marigold(folder, what="depth", **settings):
 
 
 def orbit(count=4, width=98, height=70):
-    """Cameras round a ball of radius 0.8 at the origin, turned and moved so that no axis is special."""
-    cameras = Cameras.orbit(count, 3.0, 20.0, 50.0, width, height, azimuth_deg=10.0)
+    """Cameras on an arc, 14 degrees apart, round a ball of radius 0.8 at CENTRE; turned so that no axis is special."""
+    cameras = Cameras.cat([Cameras.orbit(1, 3.0, 20.0, 50.0, width, height, azimuth_deg=10.0 + 14 * i) for i in range(count)])
     K = intrinsics(float(cameras.K[0, 0, 0]), width, height).expand(count, 3, 3)
-    eyes = cameras.centers[:, [1, 2, 0]] + torch.tensor([0.3, -0.2, 0.5])
-    return Cameras.look_at(eyes, torch.tensor([0.3, -0.2, 0.5]), torch.tensor([0.1, 0.9, 0.2]), K, width, height)
-
-
-CENTRE = torch.tensor([0.3, -0.2, 0.5])
+    eyes = cameras.centers[:, [1, 2, 0]] + CENTRE
+    return Cameras.look_at(eyes, CENTRE, torch.tensor([0.1, 0.9, 0.2]), K, width, height)
 
 
 def as_vggt(cameras, depth, conf):
