@@ -197,6 +197,8 @@ def _learned(options: Photos) -> tuple:
 
     given = options.prior_weights or (None,) * len(options.prior)
     learned = tuple(find_weights(name, weights) for name, weights in zip(options.prior, given))
+    if options.regularise == "none" and any(w.family.gives == "normals" for w in learned):
+        raise InputError("Normals serve the regularised fit alone, which --regularise none leaves out; give one of them.")
     if options.poses == "prior" and not any(w.family.gives_cameras for w in learned):
         raise InputError(
             "--poses prior needs a --prior that gives cameras: vggt, map-anything, depth-anything-3, dust3r or mast3r."

@@ -203,11 +203,12 @@ def find_weights(prior: str, given: str | None = None) -> PriorWeights:
     if given is not None and Path(given).is_dir():
         folder = Path(given)
         return PriorWeights(prior, folder, given, licence_of(prior, folder, _hub_name(folder)))
-    names = [c.repo for c in family.checkpoints] if given is None else [given]
-    for name in names:
-        folder = cached(name)
-        if folder is not None:
-            return PriorWeights(prior, folder, name, licence_of(prior, folder, name))
+    if given is None:
+        found = cached_weights(prior)
+        if found:
+            return found[0]
+    elif (folder := cached(given)) is not None:
+        return PriorWeights(prior, folder, given, licence_of(prior, folder, given))
     free = family.checkpoints[0]
     remedy = (
         f"nothing is downloaded unasked; fetch {free.repo} ({free.licence}) yourself, with 'hf download {free.repo}' or into a "
@@ -223,7 +224,7 @@ def cached_weights(prior: str) -> list[PriorWeights]:
     found = []
     for checkpoint in LEARNED_PRIORS[prior].checkpoints:
         folder = cached(checkpoint.repo)
-        if folder is not None:
+        if folder is not None and any(folder.rglob("*.safetensors")):
             found.append(PriorWeights(prior, folder, checkpoint.repo, checkpoint.licence))
     return found
 

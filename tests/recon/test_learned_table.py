@@ -26,6 +26,7 @@ def cache(tmp_path, monkeypatch):
 def put(cache, repo, revision=REVISION, branch=True):
     folder = cache / ("models--" + repo.replace("/", "--")) / "snapshots" / revision
     folder.mkdir(parents=True)
+    (folder / "model.safetensors").touch()
     if branch:
         refs = folder.parents[1] / "refs"
         refs.mkdir(exist_ok=True)
@@ -59,6 +60,13 @@ def test_the_cache_is_searched_for_the_freest_published_weights_first(cache):
     assert (found.folder, found.source, found.licence) == (small, REPO, "Apache-2.0")
     assert [w.licence for w in cached_weights("depth-anything")] == ["Apache-2.0", "CC-BY-NC-4.0"]
     assert find_weights("depth-anything", "depth-anything/Depth-Anything-V2-Large-hf").licence == "CC-BY-NC-4.0"
+
+
+def test_a_snapshot_that_holds_no_weights_is_passed_over_but_said_when_it_is_asked_for(cache):
+    (put(cache, REPO) / "model.safetensors").rename(cache / "elsewhere")
+    put(cache, "depth-anything/Depth-Anything-V2-Base-hf")
+    assert find_weights("depth-anything").licence == "CC-BY-NC-4.0"
+    assert find_weights("depth-anything", REPO).source == REPO  # loading it tells what is missing
 
 
 def test_a_snapshot_without_a_branch_and_a_damaged_reference(cache):
