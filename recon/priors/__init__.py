@@ -1,8 +1,8 @@
 """Stereo priors: where dense geometry comes from before any splat is fitted.
 
 A *posed* prior takes placed views and returns one `DepthMap` for each (`recon.priors.plane_sweep.estimate_depths`, built in,
-needs no weights). *Learned* priors guess with weights that lie on this machine: the table is `recon.priors.learned`, there is one
-adapter a file, and `recon.learned_geometry` puts their answers to use. Networks that see two photos answer with a
+needs no weights). *Learned* priors guess with weights that lie on this machine: the table is `recon.priors.learned`, adapters
+are one a file, and `recon.learned_geometry` puts their answers to use. Networks that see two photos answer with a
 `StereoPrediction`. To add one: docs/adding-a-prior.md. Depends on splat and torch.
 """
 
