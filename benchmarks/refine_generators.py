@@ -104,8 +104,9 @@ def main() -> None:
                 print(f"{key:44} {layout:10} {way:16} {told}", flush=True)
             write(args, done)
             if args.sheet and len(sheet) < args.sheet_rows:
-                sheet += [(f"{key}, {layout}: {way}", pictures[0]) for way, pictures in drawn.items()]
-                sheet.append((f"{key}, {layout}: truth", case.truth.images))
+                shown = {"unrefined", f"multiview {args.strengths[-1]:g}", f"volume {args.strengths[-1]:g}"}
+                sheet += [(f"{layout}: {way}", pictures[0]) for way, pictures in drawn.items() if way in shown]
+                sheet.append(("truth", case.truth.images))
     summary(done, args)
     if args.sheet and sheet:
         save_sheet(sheet, args.sheet)
@@ -251,7 +252,7 @@ def save_sheet(rows: list[tuple[str, Tensor]], path: Path) -> None:
     from app.contact_sheet import object_sheet
     from splat.io.images import save_image
 
-    save_image(path, object_sheet([(label, list(pictures[:8:2])) for label, pictures in rows]))
+    save_image(path, object_sheet([(label, list(pictures[:8])) for label, pictures in rows]))
 
 
 def arguments() -> argparse.Namespace:
@@ -270,7 +271,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no object after that")
     parser.add_argument("--json", type=Path, help="rows")
     parser.add_argument("--sheet", type=Path, help="PNG: rows of the first objects")
-    parser.add_argument("--sheet-rows", type=int, default=12)
+    parser.add_argument("--sheet-rows", type=int, default=24)
     return parser.parse_args()
 
 
