@@ -84,7 +84,8 @@ def _map(found: NextPhoto, cameras: Sequence[Cameras], names: Sequence[str], spl
 
     page = Image.new("RGB", (size, size), (255, 255, 255))
     draw = ImageDraw.Draw(page)
-    seen = (splats.opacities > 0.3).cpu()
+    opacities = splats.opacities.cpu()
+    seen = opacities > 0.3 * opacities.max()  # first Gaussians are all faint
     means, colours = splats.means.cpu()[seen], (0.5 + 0.282 * splats.sh.cpu()[seen, 0]).clamp(0, 1)
     every = max(1, len(means) // MOST_DOTS)
     order = means[::every, 1].argsort()  # the highest are drawn last

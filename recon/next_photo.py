@@ -135,10 +135,10 @@ def survey(views: list[Views], initial: Splats, config: NextPhotoConfig) -> Gene
     if len(photos) < 2:
         raise InputError(f"{len(photos)} posed photo shows no depth, at least 2 are needed to say where the next one helps.")
     small = [view.limited(config.side) for view in views]
-    members = yield from _members(small, initial, config)
+    focus = subject_of(photos, initial.means)
+    members = yield from _members(small, initial, focus, config)
     masked = all(view.masks is not None for view in views)
     sigma = _residual(members, small, config)
-    focus = subject_of(photos, initial.means)
     candidates = [
         _candidate(place, members, sigma, masked, config)
         for place in _usable(standpoints(photos, focus, config.standpoints), photos, members[0], focus, config)
@@ -150,14 +150,19 @@ def survey(views: list[Views], initial: Splats, config: NextPhotoConfig) -> Gene
 # --- hypotheses ------------------------------------------------------------------------------------------------------
 
 
-def _members(small: list[Views], initial: Splats, config: NextPhotoConfig) -> Generator[Progress, None, list[Splats]]:
-    """Fits of other beginnings to other photos: the first has all, the others share out which ones they are without."""
+def _members(
+    small: list[Views], initial: Splats, focus: Tensor, config: NextPhotoConfig
+) -> Generator[Progress, None, list[Splats]]:
+    """Fits of other beginnings to other photos: the first has all, the others share out which ones they are without.
+
+    They take turns round the subject: without neighbours, a fit would lack a side that is well photographed.
+    """
     count = sum(len(view) for view in small)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed)).tolist()
+    order = Around.of(torch.cat([view.cameras.centers for view in small]), focus).azimuth_deg.argsort(stable=True).tolist()
     members, total = [], config.members * config.steps
     for k in range(config.members):
         without = set(order[k - 1 :: config.members - 1]) if k and count > 2 else set()
-        without = without if len(without) <= count - 2 else set(list(without)[: count - 2])
+        without = set(sorted(without)[: count - 2])
         seed = config.seed + 1000 * (k + 1)
         generator = torch.Generator().manual_seed(seed)
         part = initial[torch.rand(len(initial), generator=generator).to(initial.means.device) < config.keep]
@@ -309,10 +314,9 @@ def sentence(found: NextPhoto) -> str:
         where = f"from between {found.nearest} and {found.other_side}, about {turn}° to the {side} of {found.nearest}"
     else:
         where = f"from the {side} of {found.nearest}, about {turn}° further round the subject"
-    rise = round(abs(found.elevation_deg))
-    up = "higher" if found.elevation_deg > 0 else "lower"
-    height = "" if rise < 5 else f"a little {up}" if rise < 12 else f"clearly {up} (by {rise}°)"
-    distance = "" if 0.9 <= found.distance <= 1.1 else f"{found.distance:.1f} times as far from it"
-    but = ", but " if turn <= SAME_DEG else " and "
-    text = " and ".join(filter(None, [height, distance]))
-    return f"Take one more photo {where}{but + text if text else ''}."
+    rise, up = round(abs(found.elevation_deg)), "higher" if found.elevation_deg > 0 else "lower"
+    height = [] if rise < 5 else [f"a little {up}"] if rise < 12 else [f"clearly {up} (by {rise}°)"]
+    distance = [] if 0.87 <= found.distance <= 1.15 else [f"{found.distance:.1f} times as far away"]
+    last = " and ".join(height + distance)
+    joint = ", but " if turn <= SAME_DEG else ", " if height and distance else " and "
+    return f"Take one more photo {where}{joint + last if last else ''}."

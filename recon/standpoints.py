@@ -33,7 +33,7 @@ class StandpointConfig:
     # Features are found again from up to about this much aside, and so much of a picture must show what a photo shows: else the
     # photo cannot be placed, and helps nobody.
     aside_deg: float = 35.0
-    overlap: float = 0.4
+    overlap: float = 0.4  # of what the photos themselves show of solid things: sky and plain background tie nothing
     clearance: float = 0.15  # free space round the place, in shares of its distance from the subject
     obstructed: float = 0.2  # share of the picture that something before half of that distance may hide
 
@@ -118,24 +118,27 @@ class Surfaces:
 
     points: Tensor  # [N, 3]
     to_photo: Tensor  # [N, 3] unit directions from the point back to the photo
+    solid: float  # share of the photos that shows something solid
 
 
 def surfaces(photos: Sequence[Cameras], depths: Sequence[Tensor], step: int = 4) -> Surfaces:
     """Every `step`-th pixel of each photo's depth [H, W], world units, 0 where unknown."""
-    points, back = [], []
+    points, back, solid = [], [], []
     for camera, depth in zip(photos, depths):
         z = depth[step // 2 :: step, step // 2 :: step]
         pixels = camera.pixel_centers[step // 2 :: step, step // 2 :: step][z > 0]
         xyz = camera.unproject(pixels, z[z > 0])[0]
         points.append(xyz)
+        solid.append(float((z > 0).float().mean()))
         back.append(torch.nn.functional.normalize(camera.centers - xyz, dim=-1))
-    return Surfaces(torch.cat(points), torch.cat(back))
+    return Surfaces(torch.cat(points), torch.cat(back), sum(solid) / len(solid))
 
 
 def overlap(camera: Cameras, depth: Tensor, shown: Surfaces, config: StandpointConfig) -> float:
     """Share of the cells of the picture of `camera` (a batch of one) that show what a photo shows from nearly there.
 
-    `depth` [H, W] is what the picture itself would show, 0 where nothing is known: nothing hidden behind it counts.
+    In shares of what the photos show of solid things, at most 1. `depth` [H, W] is what the picture itself would show, 0 where
+    nothing is known: nothing hidden behind it counts.
     """
     pixels, z = (x[0] for x in camera.project(shown.points))
     at = pixels.floor().long()
@@ -147,7 +150,8 @@ def overlap(camera: Cameras, depth: Tensor, shown: Surfaces, config: StandpointC
     size = max(camera.width, camera.height) / CELLS
     columns, rows = math.ceil(camera.width / size), math.ceil(camera.height / size)
     cells = (at[seen] / size).long()
-    return len((cells[:, 1] * columns + cells[:, 0]).unique()) / (columns * rows)
+    share = len((cells[:, 1] * columns + cells[:, 0]).unique()) / (columns * rows)
+    return min(share / max(shown.solid, 1e-6), 1.0)
 
 
 def stands_free(camera: Cameras, depth: Tensor, distance: float, solid: Tensor, config: StandpointConfig) -> bool:

@@ -34,7 +34,7 @@ def test_the_result_folder_is_complete(result):
     names = {path.name for path in result.iterdir()}
     assert names == {
         "scene.ply", "mesh.glb", "turntable.mp4", "preview.png", "cameras.json", "cameras_holdout.json", "report.json",
-        "config.json", "state", "colmap",
+        "config.json", "state", "colmap", "next_photo.png",
     }  # fmt: skip
     assert [p.name for p in result.parent.iterdir() if p.name.startswith("scene")] == ["scene"]  # no sibling is left
     report = read_report(result)
