@@ -197,10 +197,13 @@ class Refine(Machine):
     strength: float | None = None
     """With multiview or volume, the noise put on what there is: 0 changes nothing, 1 forgets it; each has its own default."""
     prompt: str = ""
-    """With volume, what the object is, such as "a red armchair"; by default the model is not told."""
+    """With volume or a --repairer that reads text, what there is to see, such as "a red armchair"; by default the model is not
+    told."""
     repairer: str = "small"
     """With repair, what mends: small is the network that comes with splatsmith; or a folder of other weights of it, or of a
     Stable Diffusion pipeline with ControlNet in diffusers' form."""
+    lora_steps: int = 0
+    """With such a pipeline and held-out photos, steps that it first learns this scene in, about 600; 0 takes it as it is."""
     out: Path
     """Result folder; work in progress lives beside it in OUT.partial."""
     preset: PresetName = "standard"

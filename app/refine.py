@@ -69,6 +69,7 @@ class RefinePlan:
             "strength": self.strength,
             "prompt": options.prompt,
             "repairer": options.repairer,
+            "lora_steps": options.lora_steps,
             "seed": options.seed,
             "preset": options.preset,
             "memory_budget": options.memory_budget,
@@ -172,8 +173,11 @@ def _module(of: str, options: Refine) -> ModuleType:
         raise InputError(f"--strength is the noise of --with multiview and --with volume; --with {way} has none.")
     if options.repairer != "small" and way != "repair":
         raise InputError(f"--repairer mends renders for --with repair; --with {way} has none.")
-    if options.prompt and way != "volume":
-        raise InputError(f"--prompt is what --with volume is told of the object; --with {way} takes none.")
+    if options.lora_steps and way != "repair":
+        raise InputError(f"--lora-steps trains the repairer of --with repair; --with {way} has none.")
+    reads = way == "volume" or (way == "repair" and options.repairer != "small")
+    if options.prompt and not reads:
+        raise InputError(f"--prompt is for --with volume and for checkpoints of a --repairer; --with {way} takes none.")
     if of == "image" and way != "steps":
         raise InputError(
             f"{options.result} was made from pictures by the same network, and nothing would tell whether --with {way} made it "

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Generator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +22,7 @@ from app.refine_photos import photos_finished, types_of_state
 from app.refine_photos import ready as photos_ready
 from app.repair_splats import (
     SHARE_OF_STEPS,
+    as_exposed_alike,
     invented,
     left_out,
     repaired,
@@ -28,7 +30,7 @@ from app.repair_splats import (
     types_of_rounds,
     write_invented,
 )
-from app.repairers import ChosenRepairer, chosen_repairer
+from app.repairers import ChosenRepairer, check_lora, chosen_repairer, cost_of, with_scene_lora
 from app.result_folder import WorkFolder
 from app.stopwatch import Stopwatch
 from splat.errors import InputError
@@ -59,8 +61,9 @@ def ready(
     """Raises `InputError` as `refine_photos.ready` does, for a repairer that does not load, and for too few photos to judge."""
     from recon.repair.judge import LEAST_PHOTOS, JudgeConfig
 
-    repairer = chosen_repairer(options.repairer, device=place.device)
+    repairer = chosen_repairer(options.repairer, device=place.device, prompt=options.prompt)
     found, estimate = photos_ready(options, report, config, place, steps, budget)
+    check_lora(repairer, options.lora_steps, bool(found.scene.heldout))
     photos = sum(len(v) for v in found.scene.train)
     if not found.scene.heldout:
         if photos < LEAST_PHOTOS:
@@ -73,6 +76,15 @@ def ready(
         seconds = judged * (judge.steps + 2 * rounds_of(steps).rounds * judge.round_steps) * per_step
         estimate = dataclasses.replace(estimate, seconds=estimate.seconds + seconds)
     estimate = dataclasses.replace(estimate, seconds=2 * estimate.seconds)  # a step also draws a repaired view
+    if repairer.kind == "views":
+        views = rounds_of(steps).rounds * rounds_of(steps).per_pair * photos
+        more = cost_of(repairer, views, found.scene.train[0].size, options.lora_steps)
+        estimate = dataclasses.replace(estimate, seconds=estimate.seconds + more.seconds, memory=estimate.memory + more.memory)
+        if place.device == "cpu" and estimate.memory > budget:
+            raise InputError(
+                f"--memory-budget {options.memory_budget} is too small for {repairer.name} and the photos, which take about "
+                f"{estimate.memory / 1e9:.1f}GB; give more."
+            )
     return Ready(found.scene, found.fitted, found.config, repairer), estimate
 
 
@@ -82,8 +94,10 @@ def refine(plan: RefinePlan, work: WorkFolder, watch: Stopwatch, notices: Notice
     types = (*types_of_state(), *types_of_rounds())
     saved = functools.partial(saved_stage, work=work, types=types, watch=watch, notices=notices)
     copy_state(plan.source, work, "reconstruction")
-    rounds, repair = rounds_of(plan.steps), found.repairer.repair
-    told = (found.scene, found.fitted, found.config, repair, rounds)
+    rounds, repairer = rounds_of(plan.steps), found.repairer
+    if plan.options.lora_steps:
+        repairer = yield from _tuned(plan, work.state / "lora.safetensors")
+    told = (found.scene, found.fitted, found.config, repairer.repair, rounds)
     judged = None
     if not found.scene.heldout:
         judged = yield from saved("left_out", left_out(*told, plan.place.device))
@@ -96,6 +110,22 @@ def refine(plan: RefinePlan, work: WorkFolder, watch: Stopwatch, notices: Notice
             by="ssim", invented=invented(views), also=lambda folder: write_invented(folder, views), repair=rounds,
         )
     )  # fmt: skip
+
+
+def _tuned(plan: RefinePlan, kept: Path) -> Generator[Progress, None, ChosenRepairer]:
+    """The repairer with a LoRA of the scene, from short fits without some of the photos; `kept` is taken where it is there."""
+    from recon.repair.left_out import LeftOutPairs, left_out_pairs
+    from splat.optimise import FitConfig
+
+    found: Ready = plan.ready
+    scene, device, options = found.scene, plan.place.device, plan.options
+    pairs = LeftOutPairs((), ())
+    if not kept.is_file():
+        views = as_exposed_alike(scene, found.fitted, found.config, device)
+        anew = dataclasses.replace(found.config, lr_means=FitConfig.lr_means)
+        priors = None if scene.priors is None else scene.priors.to(device)
+        pairs = yield from left_out_pairs(views, scene.initial.to(device), anew, priors)
+    return (yield from with_scene_lora(found.repairer, pairs.renders, pairs.photos, options.lora_steps, options.seed, kept))
 
 
 def _made(result: FitResult) -> Generator[Progress, None, FitResult]:

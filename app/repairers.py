@@ -6,7 +6,7 @@ import json
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
@@ -14,6 +14,9 @@ from app.report import Licence
 from splat.errors import InputError
 from splat.progress import Progress
 from splat.repair_request import Repairer
+
+if TYPE_CHECKING:
+    from diffusion.sd_repair import RepairCost
 
 SMALL = "small"  # the one that comes with splatsmith
 
@@ -75,24 +78,44 @@ def _holds_video(folder: Path) -> bool:
         return False  # what is wrong with it is said where it is loaded
 
 
-def with_scene_lora(
-    chosen: ChosenRepairer, renders: Sequence[Tensor], photos: Sequence[Tensor], steps: int, seed: int, kept: Path | None = None
-) -> Generator[Progress, None, ChosenRepairer]:
-    """The repairer after `steps` steps on pairs of this scene (`recon.repair.left_out`); 0 leaves it as it is.
+def cost_of(chosen: ChosenRepairer, views: int, size: tuple[int, int], lora_steps: int = 0) -> RepairCost:
+    """Of repairing `views` of this size (width, height) by a checkpoint of Stable Diffusion, and of training its LoRA first."""
+    from diffusion.sd_repair import repair_cost
+    from diffusion.train_lora import lora_cost
 
-    `kept` is a .safetensors file: the LoRA is written there, and read where it is there already. Raises `InputError` for a
-    repairer that has no LoRA. Yields stage "lora".
-    """
+    repair, lora = repair_cost(chosen.repair, views, *size), lora_cost(chosen.repair, lora_steps)
+    return replace(repair, seconds=repair.seconds + lora.seconds, memory=max(repair.memory, lora.memory))
+
+
+def check_lora(chosen: ChosenRepairer, steps: int, heldout: bool) -> None:
+    """Raises `InputError` where a LoRA of the scene cannot be trained, or nothing could say whether it helps."""
     if steps == 0:
-        return chosen
+        return
+    from diffusion.train_lora import MOST_STEPS
+
+    if not 0 <= steps <= MOST_STEPS:
+        raise InputError(f"--lora-steps {steps} is out of range; give 0 to {MOST_STEPS}.")
     if chosen.kind != "views":
         raise InputError(f"--lora-steps {steps} needs a checkpoint of Stable Diffusion, which --repairer {chosen.name} is not.")
+    if not heldout:
+        raise InputError(
+            "--lora-steps teaches the repairer all photos that were fitted, and then only held-out ones can say whether it "
+            "helps; make the result with --holdout."
+        )
+
+
+def with_scene_lora(
+    chosen: ChosenRepairer, renders: Sequence[Tensor], photos: Sequence[Tensor], steps: int, seed: int, kept: Path
+) -> Generator[Progress, None, ChosenRepairer]:
+    """The repairer after `steps` steps on pairs of this scene (`recon.repair.left_out`).
+
+    `kept` is a .safetensors file: the LoRA is written there, and read where it is there already. Yields stage "lora".
+    """
     from diffusion.lora import load_lora, save_lora
     from diffusion.train_lora import LoraConfig, train_lora
 
-    if kept is not None and kept.is_file():
+    if kept.is_file():
         return replace(chosen, repair=chosen.repair.with_lora(load_lora(kept)))
     lora = yield from train_lora(chosen.repair, renders, photos, LoraConfig(steps=steps, seed=seed))
-    if kept is not None:
-        save_lora(lora, kept)
+    save_lora(lora, kept)
     return replace(chosen, repair=chosen.repair.with_lora(lora))

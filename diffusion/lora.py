@@ -64,7 +64,7 @@ def attached(lora: Lora | None, networks: Mapping[str, nn.Module]) -> Iterator[N
                 layer, up = layers.get(name), lora.up[name]
                 if layer is None or (layer.in_features, layer.out_features) != (down.shape[1], up.shape[0]):
                     raise InputError(
-                        f"The LoRA changes {name}, which the checkpoint has not or in another size; train it again."
+                        f"The LoRA changes {name}, which this checkpoint lacks or has in another size; train it again."
                     )
                 hooks.callback(layer.register_forward_hook(_adding(down, up)).remove)
         yield

@@ -6,6 +6,7 @@ network learns to denoise the photo. Only the noise levels that a repair goes th
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,12 +17,13 @@ from torch import Tensor
 
 from diffusion.lora import Lora, attached, new_lora
 from diffusion.models.stable_diffusion import encoded
-from diffusion.sd_repair import SdRepairer, framed
+from diffusion.sd_repair import RepairCost, SdRepairer, framed, repair_cost
 from splat.errors import InputError, StoppedLate
 from splat.progress import Progress
 
 LAYERS = "transformer_blocks"  # attention and feed-forward layers
 MOST_STEPS = 100_000
+ACTIVATIONS = 8000.0  # bytes a pixel that are kept for the backward pass, of which most is computed again
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,14 @@ def train_lora(
         state.losses.append(float(loss.detach()))
         yield Progress("lora", state.step, config.steps, values={"loss": state.losses[-1]})
     return Lora(*({name: w.detach() for name, w in part.items()} for part in (state.lora.down, state.lora.up)))
+
+
+def lora_cost(repairer: SdRepairer, steps: int, config: LoraConfig | None = None) -> RepairCost:
+    """What training will take on the pipeline's device, roughly: each step is worth four calls and half the autoencoder."""
+    side = max((config or LoraConfig()).side, repairer.config.least_side)
+    once = dataclasses.replace(repairer, config=dataclasses.replace(repairer.config, calls=4, guidance=1.0))
+    cost = repair_cost(once, steps, side, side)
+    return RepairCost(cost.seconds, cost.memory + ACTIVATIONS * side**2)
 
 
 def _loss(repairer: SdRepairer, render: Tensor, photo: Tensor, words: Tensor, generator: torch.Generator) -> Tensor:

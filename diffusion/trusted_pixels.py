@@ -8,6 +8,8 @@ taken off.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -41,17 +43,17 @@ def _mean_about(weighted: Tensor, weight: Tensor, sigma: float) -> Tensor:
     share = 1e-3
     total = weight.mean((2, 3), keepdim=True)
     overall = weighted.mean((2, 3), keepdim=True) / total.clamp_min(1e-12)
-    there = blurred(weight, sigma)
-    return (blurred(weighted, sigma) + share * total * overall) / (there + share * total).clamp_min(1e-12)
+    there = blurred(weight, sigma, beyond="constant")  # nothing, which weighs nothing
+    return (blurred(weighted, sigma, beyond="constant") + share * total * overall) / (there + share * total).clamp_min(1e-12)
 
 
-def blurred(x: Tensor, sigma: float) -> Tensor:
-    """x [V, C, H, W] under a Gaussian of `sigma` px; beyond the border the picture goes on as at the border."""
+def blurred(x: Tensor, sigma: float, beyond: Literal["replicate", "constant"] = "replicate") -> Tensor:
+    """x [V, C, H, W] under a Gaussian of `sigma` px; beyond the border the picture goes on as at the border, or is 0."""
     taps = int(3 * sigma + 0.5)
     kernel = torch.exp(-0.5 * (torch.arange(-taps, taps + 1, device=x.device, dtype=x.dtype) / sigma) ** 2)
     kernel = kernel / kernel.sum()
     v, c, h, w = x.shape
-    rows = functional.pad(x.reshape(v * c, 1, h, w), (taps, taps, 0, 0), mode="replicate")
+    rows = functional.pad(x.reshape(v * c, 1, h, w), (taps, taps, 0, 0), mode=beyond)
     rows = functional.conv2d(rows, kernel[None, None, None])
-    columns = functional.pad(rows, (0, 0, taps, taps), mode="replicate")
+    columns = functional.pad(rows, (0, 0, taps, taps), mode=beyond)
     return functional.conv2d(columns, kernel[None, None, :, None]).reshape(v, c, h, w)

@@ -107,7 +107,7 @@ def _repaired(
     backend: str,
 ) -> Generator[Frame, None, None]:
     """Frames in order. Where chunks overlap, one's repair fades into the next one's."""
-    total, fading = len(cameras), torch.zeros(0)
+    total, fading = len(cameras), None
     for first in range(0, max(total - config.overlap, 1), config.chunk - config.overlap):
         rows = range(first, min(first + config.chunk, total))
         part = cameras[list(rows)].to(splats.means.device)
@@ -115,9 +115,10 @@ def _repaired(
         made = repairer(request)
         assert made.shape == request.images.shape, (tuple(made.shape), tuple(request.images.shape))
         change = made.to(request.images).clamp(0, 1) - request.images
-        shared = len(fading)
-        share = (torch.arange(1, shared + 1).to(change) / (shared + 1))[:, None, None, None]
-        change[:shared] = (1 - share) * fading.to(change)[:shared] + share * change[:shared]
+        if fading is not None:
+            shared = len(fading)
+            share = (torch.arange(1, shared + 1).to(change) / (shared + 1))[:, None, None, None]
+            change[:shared] = (1 - share) * fading + share * change[:shared]
         last = rows[-1] == total - 1
         whole = len(rows) if last else len(rows) - config.overlap
         for i in range(whole):

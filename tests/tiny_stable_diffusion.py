@@ -43,10 +43,14 @@ def save_tiny_stable_diffusion(folder: Path, seed: int = 0) -> Path:
 def _save_vae(folder: Path) -> None:
     from diffusers import AutoencoderKL
 
-    AutoencoderKL(
+    vae = AutoencoderKL(
         block_out_channels=(8, 8, 8, 8), norm_num_groups=4, layers_per_block=1, latent_channels=4,
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-    ).save_pretrained(folder)  # fmt: skip
+    )  # fmt: skip
+    with torch.no_grad():
+        latents = vae.encode(2 * torch.rand(1, 3, 64, 64) - 1).latent_dist.mode()
+    vae.register_to_config(scaling_factor=1 / float(latents.std()))  # of deviation 1, as the noise
+    vae.save_pretrained(folder)
 
 
 def _save_clip(folder: Path) -> None:
@@ -65,3 +69,20 @@ def _save_clip(folder: Path) -> None:
     CLIPTextModel(CLIPTextConfig(vocab_size=54, max_position_embeddings=20, **sizes, **ends)).save_pretrained(
         folder / "text_encoder"
     )
+
+
+def save_tiny_video_network(folder: Path, seed: int = 0) -> Path:
+    """A checkpoint of a text-to-video network, as ModelScope's is laid out."""
+    from diffusers import DDIMScheduler, UNet3DConditionModel
+
+    torch.manual_seed(seed)
+    UNet3DConditionModel(
+        sample_size=8, block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1, attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"), up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+        cross_attention_dim=32,
+    ).save_pretrained(folder / "unet")  # fmt: skip
+    DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").save_pretrained(folder / "scheduler")
+    _save_vae(folder / "vae")
+    _save_clip(folder)
+    (folder / "LICENSE").write_text("CC BY-NC 4.0\n")
+    return folder

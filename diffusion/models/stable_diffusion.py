@@ -92,14 +92,23 @@ def load_clip(folder: Path) -> tuple[Any, Any]:
 
     from diffusion.text_encoder import clip_text_network
 
+    words = folder / "tokenizer"
+    if not (words / "tokenizer.json").is_file() and not all((words / n).is_file() for n in ("vocab.json", "merges.txt")):
+        raise InputError(f"{words} has neither tokenizer.json nor vocab.json and merges.txt; copy it again.")
     try:
         encoder = clip_text_network(folder / "text_encoder")
-        tokenizer = transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        tokenizer = transformers.CLIPTokenizer.from_pretrained(words, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"text_encoder and tokenizer in {folder} are no CLIP model that loads from safetensors ({first}); copy them again."
         ) from error
+    known = encoder.config.vocab_size
+    if len(tokenizer) > known:
+        raise InputError(
+            f"The tokenizer in {folder} knows {len(tokenizer)} words and its text encoder {known}; put parts of one checkpoint "
+            "together."
+        )
     tokenizer.model_max_length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
     return encoder, tokenizer
 
