@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from learned_stand_ins import CENTRE, as_vggt, finished, orbit, tiny_depth_anything, tiny_marigold, weights
+from learned_stand_ins import CENTRE, as_dust3r, as_vggt, finished, orbit, tiny_depth_anything, tiny_marigold, weights
 from stereo_scenes import photographed, sphere
 
 from recon.fill_depths import FillConfig, fill_depths, nearest_points
@@ -18,8 +18,10 @@ from recon.poses.from_prior import pairs_of
 from recon.priors import DepthMap
 from recon.priors.depth_guess import DepthGuess
 from recon.reconstruct import ReconstructConfig, reconstruct
+from splat.cameras import Cameras
 from splat.errors import StoppedLate
 from splat.points import PointCloud
+from splat.similarity import fit_similarity
 
 CAMERAS = orbit(4, 98, 70)
 NAMES = [f"{i}.png" for i in range(4)]
@@ -249,9 +251,46 @@ def test_depths_that_contradict_each_other_are_told(vggt_package, tmp_path):
     assert poses.facts["prior_agreement"] < 0.2 and "its cameras may be wrong" in poses.warnings[0]
 
 
-def test_pairs_cover_all_photos_and_grow_linearly():
-    assert len(pairs_of(3)) == 6 and len(pairs_of(8)) == 56
-    for count in (9, 30):
-        pairs = pairs_of(count)
-        assert len(pairs) == len(set(pairs)) == 6 * count and {i for i, _ in pairs} == set(range(count))
-        assert {(j, i) for i, j in pairs} == set(pairs)
+def test_pairs_are_asked_in_both_orders():
+    pairs = pairs_of([torch.zeros(8, 8, 3)] * 5)
+    assert len(pairs) == len(set(pairs)) == 20 and {(j, i) for i, j in pairs} == set(pairs)
+
+
+def test_pairs_of_a_pointmap_network_become_cameras_and_depth(tmp_path, monkeypatch):
+    """A package named dust3r whose network knows the scene, each pair in a unit of its own."""
+    seen = []
+
+    class Known:
+        def to(self, device):
+            return self
+
+        def __call__(self, first, second):
+            i, j = first["idx"], second["idx"]
+            assert first["img"].shape == (1, 3, 70, 98) and first["true_shape"].tolist() == [[70, 98]]
+            assert -1 <= float(first["img"].min()) < 0 < float(first["img"].max()) <= 1
+            seen.append((i, j))
+            one, two = as_dust3r(CAMERAS, i, j, DEPTH, torch.where(DEPTH > 0, 8.0, 1.0))
+            unit = 1 + 0.3 * i + 0.1 * j
+            return one | {"pts3d": unit * one["pts3d"]}, two | {"pts3d_in_other_view": unit * two["pts3d_in_other_view"]}
+
+    module = types.ModuleType("dust3r.model")
+    module.AsymmetricCroCo3DStereo = object
+    monkeypatch.setitem(sys.modules, "dust3r", types.ModuleType("dust3r"))
+    monkeypatch.setitem(sys.modules, "dust3r.model", module)
+    monkeypatch.setattr("recon.priors.dust3r.load_mixin", lambda kind, folder: Known())
+    monkeypatch.setattr("recon.priors.dust3r.SIDE", 98)
+    monkeypatch.setattr("recon.priors.dust3r.MULTIPLE", 14)
+    poses, _ = finished(solve_poses(photos(), PoseConfig(method="prior", prior=weights("dust3r", tmp_path))))
+    assert sorted(seen) == sorted((i, j) for i in range(4) for j in range(4) if i != j) and poses.placed == (0, 1, 2, 3)
+    centers = torch.cat([c.centers for c in poses.cameras])
+    world = fit_similarity(centers, CAMERAS.centers)
+    found = Cameras.cat(poses.cameras).transformed(world)
+    torch.testing.assert_close(found.centers, CAMERAS.centers, atol=0.02, rtol=0)
+    turned = found.cam_from_world[:, :3, :3] @ CAMERAS.cam_from_world[:, :3, :3].mT
+    assert float((turned.diagonal(dim1=1, dim2=2).sum(-1)).min()) > 3 - 1e-3  # within 2 degrees
+    assert float((found.K[:, 0, 0] / CAMERAS.K[:, 0, 0] - 1).abs().max()) < 0.02
+    for depth, truth in zip(poses.depths, DEPTH):
+        both = (depth.depth > 0) & (truth > 0)
+        assert float(both.float().mean()) > 0.5
+        assert float((depth.depth[both] * world.scale / truth[both] - 1).abs().median()) < 0.02
+    assert poses.facts["prior_agreement"] > 0.5
