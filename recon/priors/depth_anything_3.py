@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recon.priors.from_disk import load_mixin
+from recon.priors.from_disk import load_mixin, package_class
 from recon.priors.learned import PriorWeights
 from recon.priors.offline import no_downloads
 from recon.priors.scene_prediction import ScenePrediction, confidence_of_loss
@@ -25,9 +25,7 @@ SIDE, MULTIPLE = 504, 14
 
 def predict_scene(images: Tensor, weights: PriorWeights, device: torch.device | str = "cpu") -> ScenePrediction:
     """[C, 3, h, w] sRGB in [0, 1], the sides multiples of 14 -> cameras and depth. Raises `InputError` for broken weights."""
-    from depth_anything_3.api import DepthAnything3
-
-    network = load_mixin(DepthAnything3, weights.folder).to(device)
+    network = load_mixin(package_class(weights, "depth_anything_3.api", "DepthAnything3"), weights.folder).to(device)
     pictures = [(255 * image.permute(1, 2, 0)).round().byte().cpu().numpy() for image in images]
     # The pictures have the size that it would give them: what comes back is on their pixels.
     with no_downloads():

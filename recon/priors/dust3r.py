@@ -7,7 +7,6 @@ Weights are read as the hub has them, `config.json` and `model.safetensors`; the
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Generator, Mapping, Sequence
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from recon.priors import StereoPrediction
-from recon.priors.from_disk import load_mixin
+from recon.priors.from_disk import load_mixin, package_class
 from recon.priors.learned import PriorWeights
 from recon.priors.offline import no_downloads
 from recon.priors.scene_prediction import confidence_of_loss
@@ -34,7 +33,7 @@ def predict_pairs(
     Raises `InputError` for broken weights, `StoppedLate` for an answer that is not finite.
     """
     module, name = CLASSES[weights.prior]
-    network = load_mixin(getattr(importlib.import_module(module), name), weights.folder).to(device)
+    network = load_mixin(package_class(weights, module, name), weights.folder).to(device)
     found = []
     for number, (i, j) in enumerate(pairs):
         views = [_view(images[k], k, device) for k in (i, j)]

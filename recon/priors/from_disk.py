@@ -6,6 +6,7 @@ Strictly, from safetensors, without the network, and without running code that a
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 from collections.abc import Iterator
@@ -14,8 +15,9 @@ from typing import Any
 
 import torch
 
+from recon.priors.learned import PriorWeights
 from recon.priors.offline import no_downloads
-from splat.errors import InputError
+from splat.errors import BackendUnavailable, InputError
 
 # What files raise that somebody wrote or cut; a lack of memory on the GPU is none of these.
 BROKEN = (OSError, KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError, AssertionError)
@@ -55,6 +57,18 @@ def load_strictly(kind: type, folder: Path) -> torch.nn.Module:
         words = "; ".join(f"{len(keys)} {what}, such as {keys[0]}" for what, keys in told.items())
         raise InputError(f"The weights in {folder} are not those of its config ({words}); copy both from one place.")
     return network.eval()
+
+
+def package_class(weights: PriorWeights, module: str, name: str) -> type:
+    """Class `name` of a package of others. Raises `BackendUnavailable` where that, or what it imports, does not work."""
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, RuntimeError, OSError) as error:  # torchvision beside another torch is a RuntimeError
+        reason = " ".join(str(error).split())[:150] or type(error).__name__
+        family = weights.family
+        raise BackendUnavailable(
+            f"{family.title} needs the package {family.package}, which does not work here ({reason}): {family.install}."
+        ) from error
 
 
 def load_mixin(kind: type, folder: Path) -> torch.nn.Module:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from recon.priors.from_disk import load_mixin
+from recon.priors.from_disk import load_mixin, package_class
 from recon.priors.learned import PriorWeights
 from recon.priors.offline import no_downloads
 from recon.priors.scene_prediction import ScenePrediction, confidence_of_loss
@@ -25,9 +25,7 @@ MEAN, STD = (torch.tensor(x)[:, None, None] for x in ((0.485, 0.456, 0.406), (0.
 
 def predict_scene(images: Tensor, weights: PriorWeights, device: torch.device | str = "cpu") -> ScenePrediction:
     """[C, 3, h, w] sRGB in [0, 1], the sides multiples of 14 -> cameras and depth. Raises `InputError` for broken weights."""
-    from mapanything.models import MapAnything
-
-    network = load_mixin(MapAnything, weights.folder).to(device)
+    network = load_mixin(package_class(weights, "mapanything.models", "MapAnything"), weights.folder).to(device)
     pictures = (images - MEAN) / STD  # as its encoder, DINOv2, wants them
     views = [{"img": p[None].to(device), "data_norm_type": ["dinov2"], "instance": [str(i)]} for i, p in enumerate(pictures)]
     with no_downloads(), torch.inference_mode():

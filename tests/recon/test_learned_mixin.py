@@ -5,8 +5,9 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from safetensors.torch import load_file, save_file
 
-from recon.priors.from_disk import load_mixin
-from splat.errors import InputError
+from recon.priors.from_disk import load_mixin, package_class
+from recon.priors.learned import PriorWeights
+from splat.errors import BackendUnavailable, InputError
 
 
 class Network(torch.nn.Module, PyTorchModelHubMixin):
@@ -58,3 +59,12 @@ def test_damage_is_refused(folder, damage, word):
     damage(folder)
     with pytest.raises(InputError, match=word):
         load_mixin(Network, folder)
+
+
+def test_a_package_that_does_not_import_is_a_sentence(tmp_path, monkeypatch):
+    weights = PriorWeights("vggt", tmp_path, "a/b", "x")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "half_a_package.py").write_text("import no_such_torchvision\n")
+    with pytest.raises(BackendUnavailable, match=r"VGGT needs .* does not work here .No module named 'no_such_torchvision'."):
+        package_class(weights, "half_a_package", "VGGT")
+    assert package_class(weights, "collections", "OrderedDict").__name__ == "OrderedDict"
