@@ -72,11 +72,12 @@ def test_a_picture_that_cannot_be_is_refused(capture, tmp_path, capsys, more, to
 
 
 def hopeful(capture, monkeypatch):
-    """The doctor finds nothing wrong."""
+    """The doctor finds that all photos fit together."""
     from recon import doctor
 
     plain = doctor.examine
-    monkeypatch.setattr(doctor, "examine", lambda found: dataclasses.replace(plain(found), verdict="good"))
+    together = {"verdict": "good", "groups": (tuple(range(8)),)}
+    monkeypatch.setattr(doctor, "examine", lambda found: dataclasses.replace(plain(found), **together))
 
 
 def test_check_asks_where_the_next_photo_helps(capture, tmp_path, monkeypatch, capsys):

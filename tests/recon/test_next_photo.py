@@ -15,6 +15,7 @@ from splat.render import RenderOptions, render
 from splat.views import Views
 
 QUICK = NextPhotoConfig(members=4, steps=120, side=64, look=32, show=64, max_gaussians=6000, threads=1)
+HASTY = dataclasses.replace(QUICK, steps=10)
 WHITE = torch.ones(3)
 
 
@@ -86,7 +87,7 @@ def test_the_unphotographed_side_is_asked_for(gap):
 
 
 def test_the_same_twice(gap):
-    first, second = (finished(next_photo(*gap, QUICK))[0] for _ in range(2))
+    first, second = (finished(next_photo(*gap, HASTY))[0] for _ in range(2))
     assert torch.equal(first.camera.cam_from_world, second.camera.cam_from_world)
     assert first.gain == second.gain and torch.equal(first.disagreement, second.disagreement)
 
@@ -100,7 +101,7 @@ def test_a_photo_alone_is_refused(gap):
 
 
 def test_nothing_to_say_where_no_place_overlaps(gap):
-    strict = dataclasses.replace(QUICK, standpoints=StandpointConfig(overlap=1.1))
+    strict = dataclasses.replace(HASTY, standpoints=StandpointConfig(overlap=1.1))
     assert finished(next_photo(*gap, strict))[0] is None
 
 
