@@ -52,6 +52,8 @@ def photos(options: commands.Photos, talk: Talk) -> int:
 
     outcome = follow(photos_to_scene(options), talk)
     say(_summary(outcome.out, outcome.report), talk)
+    if "next_photo" in outcome.report:
+        say(f"To make it better: {outcome.report['next_photo']['text']}", talk)
     emit("done", talk, out=str(outcome.out), skipped=outcome.skipped, report=outcome.report)
     return DONE
 
