@@ -15,11 +15,13 @@ TrainStep = Literal[
     "text-dense-field", "text-dense-attributes", "text-dense-pack",
     "image-views", "image-autoencoder", "image-denoiser", "image-pack",
     "repair-pairs", "repair-network", "repair-pack",
+    "pointmap-views", "pointmap-network", "pointmap-pack",
 ]  # fmt: skip
 
 # The keys of recon.priors.learned.LEARNED_PRIORS.
 PriorName = Literal[
     "depth-anything", "marigold-depth", "marigold-normals", "depth-anything-3", "map-anything", "vggt", "dust3r", "mast3r",
+    "pointmap",
 ]  # fmt: skip
 FitPart = Literal["depth", "normals", "poses", "rates"]  # splat.few_photos.PARTS, which comes with torch
 
@@ -95,6 +97,9 @@ class Photos(Job):
     and more; none is a plain fit; auto is full for up to 12 photos."""
     without: tuple[FitPart, ...] = ()
     """Parts of the full fit to leave out."""
+    repair: bool = False
+    """Mend views that nobody took with a small network and fit to them too, where that makes photos better that the fit has not
+    seen; more than doubles the time."""
     real_size: float | None = None
     """Longest side of the subject in metres; gives the result metric scale, as exact as what the photos show of that side."""
     colmap_out: bool = False
@@ -318,19 +323,19 @@ class Eval(Machine):
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Machine):
-    """Rebuild the weights of text or image to 3-D, or of repair, from a folder of objects, step by step; each can be cut and
-    run again."""
+    """Rebuild the weights of text or image to 3-D, of repair or of depth, from a folder of objects, step by step; each can be
+    cut and run again."""
 
     step: Annotated[Positional[TrainStep], arg(metavar="STEP")]
     """text-volumes, text-bank, text-shape, text-detail, text-attributes, text-pack, or image-views, image-autoencoder
     (only for --space latent), image-denoiser, image-pack, in this order. For GVGEN's own networks: text-volumes, text-bank,
     text-dense-field, text-dense-attributes, text-dense-pack. For the repair of renders: repair-pairs, repair-network,
-    repair-pack."""
+    repair-pack. For depth from two photos (photos --prior pointmap): pointmap-views, pointmap-network, pointmap-pack."""
     work: Positional[Path]
     """Folder of everything that training makes; the weights come to WORK/weights, of text-dense-pack to WORK/dense-weights."""
     objects: Path | None = None
-    """Objects, for text-volumes, text-bank, image-views and repair-pairs: a folder of .glb, .obj or .ply files, Objaverse's own
-    folder with the categories of LVIS, or a packed set."""
+    """Objects, for text-volumes, text-bank, image-views, repair-pairs and pointmap-views: a folder of .glb, .obj or .ply files,
+    Objaverse's own folder with the categories of LVIS, or a packed set."""
     minutes: float = 0
     """End a network's sitting after so many minutes, and save; 0 trains to the end."""
     steps: int | None = None

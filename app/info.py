@@ -40,14 +40,15 @@ def weights() -> list[Weights]:
 def _shipped() -> list[Weights]:
     """Ours, in the installed package or in a checkout; damaged ones are left to the command that reads them."""
     app, found = Path(__file__).parent, []
-    for command in ("text", "image"):
+    kinds = (("text", "text to 3-D", "text"), ("image", "image to 3-D", "image"), ("repair", "repair of renders", "refine"))
+    for folder, name, command in kinds:
         for assets in (app / "assets", app.parent / "assets"):
-            path = assets / "weights" / command / "weights.json"
+            path = assets / "weights" / folder / "weights.json"
             try:
                 licences = json.loads(path.read_text(encoding="utf-8"))["licences"]
             except (OSError, ValueError, KeyError, TypeError):
                 continue
-            found.append(Weights(f"{command} to 3-D", "; ".join(map(str, licences)), path, command))
+            found.append(Weights(name, "; ".join(map(str, licences)), path, command))
             break
     return found
 

@@ -25,14 +25,18 @@ from app.machine import Place, colour, pick_place
 from app.next_photo import entry, sheet
 from app.notices import Notices
 from app.presets import PRESETS, Preset
+from app.repair_splats import SHARE_OF_STEPS, repair_where_it_helps, types_of_rounds, write_invented
+from app.repairers import SMALL, ChosenRepairer, chosen_repairer
 from app.report import InputFile, Licence, Report, read_report, write_report
 from app.result_folder import WorkFolder, begin, check_out, disk_errors_as_sentences, write_atomic
+from app.saved_stages import save_stage
 from app.scene_files import measured, write_pictures, write_scene
 from app.stopwatch import Stopwatch
 from splat.errors import InputError
 from splat.few_photos import FEW_PHOTOS
 from splat.progress import Progress
 
+NO_JUDGE = "Nothing can judge repair of fewer than 3 photos of which none is held out, so it is left out."
 REMEDY = "use --preset draft, a smaller --max-side or fewer photos"
 # Options that say where and how loudly a job runs, not what it computes; a resumed run may change them.
 FREE_OPTIONS = {"out", "threads", "resume", "overwrite", "compact", "quiet", "json", "inputs", "masks", "poses"}
@@ -51,6 +55,7 @@ class Plan:
     fit_side: int
     background: tuple[float, float, float]
     regularised: bool  # as few photos need it
+    repairer: ChosenRepairer | None  # with --repair
     learned: tuple  # of recon.priors.learned.PriorWeights
     fit_memory: int  # bytes left to the fit
     estimate: Estimate
@@ -174,6 +179,7 @@ def plan_photos(options: Photos) -> Plan:
         fit_side=fit_side,
         background=background,
         regularised=regularised,
+        repairer=chosen_repairer(SMALL, device=place.device) if options.repair else None,
         learned=learned,
         fit_memory=fit_memory,
         estimate=estimate,
@@ -215,7 +221,7 @@ def _photos_work(
     from splat.mesh import Mesh
     from splat.optimise import FitResult, fit
 
-    types = (*RECONSTRUCTION_TYPES, FitResult, Mesh, NextPhoto)
+    types = (*RECONSTRUCTION_TYPES, FitResult, Mesh, NextPhoto, *types_of_rounds())
     options, place, preset = plan.options, plan.place, plan.preset
     torch.set_num_threads(place.threads)
     background = torch.tensor(plan.background)
@@ -234,6 +240,15 @@ def _photos_work(
     fitted = yield from saved(
         "fit", fit(train, scene.initial.to(place.device), fit_config, work.state / "fit_checkpoint.safetensors", priors)
     )
+    tried = None
+    if plan.repairer is not None:
+        steps = round(SHARE_OF_STEPS * preset.steps)
+        tried = yield from repair_where_it_helps(
+            scene, fitted, fit_config, plan.repairer.repair, steps, saved, work.state, place.device
+        )
+        notices.add(NO_JUDGE if tried is None else tried.sentence)
+        if tried is not None and tried.kept:
+            fitted = tried.fitted
     splats = fitted.splats.to(place.device)
     masks = [v.masks for v in scene.train]
     mesh, no_mesh = yield from saved("mesh", meshed(lambda: extract_mesh(splats, fitted.cameras, mesh_config, masks)))
@@ -270,6 +285,8 @@ def _photos_work(
         from splat.io.images import save_image
 
         save_image(work.result / "next_photo.png", sheet(suggested, posed, fitted.splats))
+    if tried is not None and tried.kept:
+        write_invented(work.result, tried.views)
     if options.colmap_out:
         from recon.poses.to_colmap import write_colmap_folder
 
@@ -303,12 +320,22 @@ def _photos_work(
             holdout=holdout_quality,
             warnings=warnings,
             fallbacks=[sentence for sentence in notices.sentences if sentence not in warnings],
-            licences=[*_licences(scene.facts), *(Licence(f"{w.family.title} ({w.source})", w.licence) for w in plan.learned)],
+            licences=[
+                *_licences(scene.facts),
+                *(plan.repairer.licences if tried is not None and tried.kept else ()),
+                *(Licence(f"{w.family.title} ({w.source})", w.licence) for w in plan.learned),
+            ],
             facts=facts,
+            repair=None if tried is None else tried.told,
             next_photo=None if suggested is None else entry(suggested),
         ),
         work.result / "report.json",
     )
+    if tried is not None:
+        if tried.kept:
+            save_stage(work.state / "fit.safetensors", (fitted, ()))  # what a later refinement begins with
+        for path in (work.state / "left_out.safetensors", *work.state.glob("repair_*.safetensors")):
+            path.unlink(missing_ok=True)
     work.publish(keep_state=not options.compact)
     yield Progress("files", 1, 1, f"{options.out} is complete")
     return Outcome(Path(options.out), report)

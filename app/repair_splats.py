@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,72 @@ def left_out(
     assert scores is not None, "fewer photos than the judge needs"
     before, after = (Quality(s.psnr, s.ssim, None, s.photos) for s in scores)
     return before, after
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What `photos --repair` came to: the better splats, and what is said of it."""
+
+    fitted: FitResult
+    views: list[RepairedView]
+    told: dict[str, Any]  # of report.json
+    sentence: str  # for the user
+    kept: bool
+
+
+def repair_where_it_helps(
+    scene: Reconstruction, fitted: FitResult, config: FitConfig, repairer: Repairer, steps: int, saved: Saved, state: Path,
+    device: str,
+) -> Generator[Progress, None, Tried | None]:  # fmt: skip
+    """Rounds of `steps` steps together, kept where held-out photos, or else photos left out of small fits, say that they help.
+
+    None where there is nothing to judge by; then nothing is tried.
+    """
+    from recon.repair.judge import LEAST_PHOTOS, helps
+
+    if not scene.heldout and sum(len(v) for v in scene.train) < LEAST_PHOTOS:
+        return None
+    gentle = dataclasses.replace(config, lr_poses=config.lr_poses / 10)  # the cameras have found their places
+    told = (scene, fitted, gentle, repairer, rounds_of(steps))
+    scores = None
+    if not scene.heldout:
+        scores = yield from saved("left_out", left_out(*told, device))
+    if scores is not None and not helps(*scores):
+        made, views = fitted, []  # what small fits show not to help is not tried on the whole
+    else:
+        made, views = yield from repaired(*told, saved, state, device)
+    if scores is None:
+        scores = []
+        for each in (fitted, made):
+            scores.append((yield from _held_out(scene, each, config, device)))
+    before, after = scores
+    kept = helps(before, after)
+    facts = {
+        "kept": "refined" if kept else "unrefined",
+        "judged_by": "holdout" if scene.heldout else "left_out",
+        "before": dataclasses.asdict(before),
+        "after": dataclasses.asdict(after),
+        "invented": invented(views),
+    }
+    figures = f"SSIM {before.ssim:.4f} -> {after.ssim:.4f}, PSNR {before.psnr:.2f} -> {after.psnr:.2f} dB"
+    if kept:
+        share = f"{100 * invented(views):.0f} % of what it drew was seen by no photo and is invented ({PICTURES}/ shows where)"
+        sentence = f"Repair helped ({figures} on {facts['judged_by'].replace('_', ' ')} photos); {share}."
+    else:
+        sentence = f"Repair did not help ({figures} on {facts['judged_by'].replace('_', ' ')} photos), so it is left out."
+    return Tried(made if kept else fitted, views, facts, sentence, kept)
+
+
+def _held_out(scene: Reconstruction, fitted: FitResult, config: FitConfig, device: str) -> Generator[Progress, None, Quality]:
+    """As the photos job measures: cameras that were solved are placed against the splats first."""
+    from app.quality import refined
+    from app.scene_files import measured
+
+    splats, background, heldout = fitted.splats.to(device), torch.tensor(config.background), scene.heldout
+    if not scene.heldout_posed:
+        heldout = yield from refined(splats, heldout, background)
+    quality, _ = yield from measured(splats, heldout, background, None, config.threads)
+    return quality
 
 
 def as_exposed_alike(scene: Reconstruction, fitted: FitResult, config: FitConfig, device: str) -> list[Views]:

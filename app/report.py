@@ -74,6 +74,7 @@ class Report:
     licences: list[Licence] = field(default_factory=list)
     mesh_faces: int = 0
     facts: dict[str, float] = field(default_factory=dict)  # the pose solver's own figures
+    repair: dict[str, Any] | None = None  # of photos --repair: what it did to photos that were not fitted to, and what is kept
     next_photo: dict[str, Any] | None = None  # of a photos job of few photos: where one more would help most
     text: dict[str, Any] | None = None  # of the text job: the prompt and what was measured on its candidates
     image: dict[str, Any] | None = None  # of the image job: how each picture was cut out and framed, and what refining did
@@ -92,7 +93,7 @@ class Report:
             },
         }
         del plain["train"], plain["holdout"]
-        for name in ("text", "image", "refine", "next_photo"):
+        for name in ("text", "image", "refine", "repair", "next_photo"):
             if plain[name] is None:
                 del plain[name]
         return plain

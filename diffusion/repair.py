@@ -57,6 +57,12 @@ def load_repair_network(folder: Path | None = None) -> RepairUNet:
         raise damaged(folder, WHAT, error) from error
 
 
+def repair_licences(folder: Path | None = None) -> list[str]:
+    """ "name: licence" of the weights in `folder`, None for the ones that ship. Raises `InputError` where there are none."""
+    folder = shipped("repair", WHAT) if folder is None else Path(folder)
+    return [str(text) for text in read_about(folder, FORMAT, NEEDED, WHAT).get("licences", ())]
+
+
 def save_repair_weights(folder: Path, network: RepairUNet, licences: Sequence[str], facts: dict[str, Any]) -> None:
     """`network` in half precision with `weights.json`; `facts` is anything that JSON holds."""
     claim(folder, FORMAT)

@@ -46,7 +46,7 @@ class RepairTrainConfig:
     start: float = 0.5  # share of examples at the bridge's beginning, from where one call leads to the end
     unseen: float = 0.15  # chance of a photo that is not shown, for each
     similarity: float = 0.3  # share of 1 - SSIM in the loss beside the absolute error
-    loop: TrainConfig = field(default_factory=lambda: TrainConfig(steps=3000, lr=1.5e-3, warmup=100, average=0.995, bf16=True))
+    loop: TrainConfig = field(default_factory=lambda: TrainConfig(steps=2200, lr=1.5e-3, warmup=100, average=0.995, bf16=True))
 
 
 def new_network(config: RepairTrainConfig) -> RepairUNet:

@@ -36,6 +36,7 @@ class RepairRoundsConfig:
     per_pair: int = 3
     scale: float = 1.0  # size of the repaired views in photos
     weight: float = 0.5  # of a repaired view beside a photo
+    ssim_weight: float = 0.2  # share of 1 - SSIM in a repaired view's loss; LM-Gaussian has L1 alone
     doubt: float = 0.5  # of pixels that no photo saw, beside those that photos vouch for: there the repairer invents
     distance: bool = True  # LM-Gaussian's weights: views next to a photo count less, since the photo says it better
     request: RequestConfig = field(default_factory=RequestConfig)
@@ -135,7 +136,9 @@ def repair_round(
         sh_degree=splats.sh_degree,
         exposure=False,
         max_gaussians=max(fit_config.max_gaussians, len(splats)),
-        regularise=dataclasses.replace(fit_config.regularise, repaired=config.weight if targets else 0.0),
+        regularise=dataclasses.replace(
+            fit_config.regularise, repaired=config.weight if targets else 0.0, repaired_ssim=config.ssim_weight
+        ),
     )
     told = Priors(_nothing_known(views)) if priors is None else priors
     job = fit(views, splats, settings, state, dataclasses.replace(told, repaired=tuple(targets)))

@@ -25,7 +25,8 @@ class RegulariserConfig:
     normals: float = 0.0  # |n - n_prior|_1 + (1 - n . n_prior), n from rendered depth, n_prior given or from prior depth
     virtual_views: float = 0.0  # L1 to renders of the prior's points from cameras between the photos (LM-Gaussian)
     consensus: float = 0.0  # L1 to the mean picture of several fits, `Priors.pictures` (splat/consensus.py)
-    repaired: float = 0.0  # L1 to repaired pictures of cameras that took no photo, `Priors.repaired` (recon/repair)
+    repaired: float = 0.0  # L1 and SSIM to repaired pictures of cameras that took no photo, `Priors.repaired` (recon/repair)
+    repaired_ssim: float = 0.2  # share of 1 - SSIM in that
     virtual_per_pair: int = 4  # of those cameras between two neighbouring photos
     virtual_scale: float = 0.5  # of the photos' size
     virtual_every: int = 1  # steps between two virtual views

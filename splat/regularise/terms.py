@@ -15,7 +15,7 @@ from splat.regularise.depth import absolute_loss, local_pearson_loss, pearson_lo
 from splat.regularise.drop import thinned
 from splat.regularise.normals import normal_loss, normals_from_depth
 from splat.regularise.smoothing import filter_widths, smoothed
-from splat.regularise.virtual_views import virtual_loss, virtual_views
+from splat.regularise.virtual_views import repaired_loss, virtual_loss, virtual_views
 from splat.render import Rendering, RenderOptions, render
 from splat.views import Views
 
@@ -98,7 +98,10 @@ class Regulariser:
             target = targets[int(torch.randint(len(targets), (1,), generator=generator))]
             behind = backdrop if target.backdrop is None else target.backdrop
             image = render(splats, target.camera, replace(options, background=behind), self.backend).rgb
-            loss = loss + weight * virtual_loss(image, target, behind)
+            if target.backdrop is None:
+                loss = loss + weight * virtual_loss(image, target, behind)
+            else:
+                loss = loss + weight * repaired_loss(image, target, self.config.repaired_ssim)
         return loss
 
     def _known(self, photo: int, camera: Cameras) -> Known | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from splat.cameras import Cameras, nearest_to_axes
 from splat.gaussians import Splats
+from splat.losses import photometric
 from splat.regularise.config import Priors, VirtualView
 from splat.render import RenderOptions, render
 from splat.rotations import matrix_from_quat, quat_from_matrix
@@ -137,3 +138,16 @@ def virtual_loss(image: Tensor, target: VirtualView, backdrop: Tensor) -> Tensor
     """
     wanted = target.image + (1 - target.alpha[..., None]) * backdrop
     return ((image - wanted).abs().mean(-1) * target.known).mean()
+
+
+def repaired_loss(image: Tensor, target: VirtualView, ssim_weight: float) -> Tensor:
+    """The term of a repaired view, which stands on its own backdrop: L1 as `virtual_loss`, and `ssim_weight` of 1 - SSIM.
+
+    For SSIM, what is not known is taken from `image` [1, H, W, 3] itself: there it agrees.
+    """
+    loss = virtual_loss(image, target, target.backdrop)
+    if ssim_weight == 0:
+        return loss
+    known = target.known[..., None]
+    wanted = known * target.image + (1 - known) * image.detach()
+    return (1 - ssim_weight) * loss + ssim_weight * photometric(image, wanted, 1.0)
