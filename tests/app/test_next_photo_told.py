@@ -111,5 +111,19 @@ def test_photos_that_cannot_be_placed_leave_the_doctors_word(capture, monkeypatc
     assert "--quick leaves this out" in shown.err
 
 
+def test_the_studio_shows_it(tmp_path):
+    from types import SimpleNamespace
+
+    from app.studio import html
+
+    job = SimpleNamespace(id="0123", out=tmp_path)
+    (tmp_path / "report.json").write_text(json.dumps({"next_photo": {"text": "Take one more photo <i>left</i>."}}))
+    assert "Next photo" not in html.result(job, tmp_path)
+    (tmp_path / "next_photo.png").write_bytes(b"")
+    shown = html.result(job, tmp_path)
+    assert "Next photo: Take one more photo &lt;i&gt;left&lt;/i&gt;." in shown and "<i>" not in shown
+    assert '<img src="/studio/jobs/0123/out/next_photo.png"' in shown
+
+
 def test_check_of_options():
     assert Check(inputs=()).picture is None and not Check(inputs=()).quick
