@@ -17,6 +17,7 @@ from splat.progress import Progress
 DENSE = ("dense-field", "dense-attributes")  # networks of which there are sizes
 NETWORKS = {  # steps that train one
     "text": ("shape", "detail", "attributes", *DENSE), "image": ("autoencoder", "denoiser"), "repair": ("network",),
+    "pointmap": ("network",),
 }  # fmt: skip
 DRAWING = ("attributes", "dense-attributes", "denoiser", "pairs")  # that draw splats, which a GPU needs gsplat for
 MOST_IN_A_BATCH = 4096
@@ -32,7 +33,7 @@ def train(options: Train) -> Generator[Progress, None, Path]:
     torch.set_num_threads(place.threads)
     for sentence in place.fallbacks:
         yield Progress("notice", 1, 1, sentence)
-    job = {"text": _text_step, "image": _image_step, "repair": _repair_step}[kind]
+    job = {"text": _text_step, "image": _image_step, "repair": _repair_step, "pointmap": _pointmap_step}[kind]
     return (yield from _told(job(options, step, place.device)))
 
 
@@ -81,6 +82,20 @@ def _repair_step(options: Train, step: str, device: str) -> Generator[Progress, 
         step, options.work, options.objects, options.minutes, options.seed, options.presumed_licences, device,
         torch.get_num_threads(), own,
     )  # fmt: skip
+
+
+def _pointmap_step(options: Train, step: str, device: str) -> Generator[Progress, None, Path]:
+    from app.train_pointmap import PointmapTrainConfig, train_pointmap
+
+    if options.clip is not None or options.space != "pixel" or options.text or options.own:
+        raise InputError(f"{options.step} knows neither sentences nor spaces; leave --clip, --space, --text and --own out.")
+    config = PointmapTrainConfig(workers=options.workers, device=device, presumed_licences=options.presumed_licences)
+    config = replace(config, loop=replace(config.loop, minutes=options.minutes))
+    config = replace(config, views=replace(config.views, seed=options.seed))
+    asked = {"seed": options.seed, "steps": options.steps, "lr": options.lr, "accumulate": options.accumulate}
+    loop = replace(config.loop, **{knob: value for knob, value in asked.items() if value is not None})
+    batch = config.batch if options.batch is None else options.batch
+    return train_pointmap(step, options.work, options.objects, replace(config, loop=loop, batch=batch))
 
 
 def _with_own(config, options: Train, kind: str, step: str):

