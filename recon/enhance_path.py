@@ -22,6 +22,8 @@ from splat.render import RenderOptions, render
 from splat.repair_request import Repairer, RepairRequest
 from splat.views import Views
 
+EDGE = 0.1  # of the depth, between neighbouring pixels: more is a step from one surface to another
+
 
 @dataclass(frozen=True)
 class EnhanceConfig:
@@ -172,14 +174,20 @@ def steadied_change(frame: Frame, neighbours: Sequence[Frame], config: EnhanceCo
     total, weight = frame.change.clone(), torch.ones_like(frame.alpha)
     for other in neighbours:
         both = torch.cat([other.change, other.render], dim=-1)
-        carried, known, _ = carry(
-            SeenPhoto(other.camera, both, other.depth), frame.camera, frame.alpha, frame.depth, config.request
-        )
+        seen = SeenPhoto(other.camera, both, without_edges(other.depth))
+        carried, known, _ = carry(seen, frame.camera, frame.alpha, frame.depth, config.request)
         unlike = (carried[..., 3:] - frame.render).abs().amax(-1) / config.likeness
         share = known * (1 - unlike).clamp(0, 1)
         total += share[..., None] * carried[..., :3]
         weight += share
     return total / weight[..., None]
+
+
+def without_edges(depth: Tensor) -> Tensor:
+    """[H, W] `depth`, 0 beside steps of it: colours are sampled between four pixels, which must be of one surface."""
+    pool = torch.nn.functional.max_pool2d
+    far, near = pool(depth[None], 3, 1, 1)[0], -pool(-depth[None], 3, 1, 1)[0]
+    return torch.where(far - near < EDGE * depth, depth, 0.0)
 
 
 def flicker_of(first: Frame, second: Frame, shown: Tensor, following: Tensor, config: RequestConfig | None = None) -> float:
