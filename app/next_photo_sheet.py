@@ -59,10 +59,10 @@ def _overlaid(found: NextPhoto) -> Image.Image:
     """The expected picture, the more orange the less is known."""
     base = _picture(found.expected)
     soft = Image.fromarray((found.disagreement.clamp(0, 1) * 255).byte().numpy()).filter(
-        ImageFilter.GaussianBlur(base.width / 80)
+        ImageFilter.GaussianBlur(base.width / 60)
     )
     weight = torch.from_numpy(np.asarray(soft).copy()).float() / 255
-    share = ((weight - 0.15) / 0.6).clamp(0, 1)
+    share = ((weight - 0.3) / 0.5).clamp(0, 1)  # noise of the fits is everywhere
     mask = Image.fromarray((0.72 * 255 * share * share * (3 - 2 * share)).byte().numpy())
     return Image.composite(Image.new("RGB", base.size, UNKNOWN), base, mask)
 
