@@ -27,13 +27,12 @@ from splat.errors import InputError, StoppedLate, check_finite
 from splat.gaussians import Splats
 from splat.losses import photometric
 from splat.metrics import psnr
-from splat.pose_gauge import similarity_motions, without_similarity
+from splat.moving_cameras import MovingCameras
 from splat.progress import Progress
 from splat.prune import visibility
 from splat.regularise import Priors, Regulariser, RegulariserConfig
 from splat.render import Rendering, RenderOptions, native, render
 from splat.render.native.step import FusedSteps, StepsResult, Turn
-from splat.rotations import se3_exp
 from splat.views import Views
 
 MANY_PHOTOS = 40
@@ -171,19 +170,17 @@ def fit(
         initial = initial[order.to(initial.means.device)]
     parameters = _parameters(initial.with_sh_degree(config.sh_degree).to(device))
     exposures = torch.zeros(len(flat), 2, 3, device=device, requires_grad=True)  # around gain 1, offset 0
-    poses = torch.zeros(len(flat), 6, device=device, requires_grad=True)
-    optimiser = _optimiser(parameters, exposures, poses, config, extent)
+    moving = MovingCameras(views, extent, config.lr_poses, config.lr_poses_final) if config.refine_poses else None
+    optimiser = _optimiser(parameters, exposures, config, extent)
     seen = Observations.empty(len(initial), device)
     centers = torch.cat([v.cameras.centers for v in views])
     fingerprint = _fingerprint(views, initial, config, tuple(parameters), priors)
-    if config.refine_poses:
-        world_motions = similarity_motions(torch.cat([v.cameras.cam_from_world for v in views]), _pose_units(extent, poses))
     regulariser = None
     if config.regularise.active:
         regulariser = Regulariser(config.regularise, views, priors, config.backend)
     step, running, mean = 0, None, None
     if state is not None and state.exists():
-        step, running, seen, mean = _restore(state, fingerprint, parameters, exposures, poses, optimiser, device)
+        step, running, seen, mean = _restore(state, fingerprint, parameters, exposures, moving, optimiser, device)
 
     @functools.lru_cache(maxsize=1)
     def order_of(epoch: int) -> list[int]:
@@ -222,8 +219,8 @@ def fit(
     def draw(splats: Splats, turn: Turn, options: RenderOptions) -> tuple[Tensor, Tensor, Rendering]:
         """The photo as splats and exposure explain it, the photo itself [both 1, H, W, 3], and the rendering."""
         truth, pose, backdrop = turn.truth()[None], turn.cam_from_world[None], torch.tensor(turn.backdrop, device=device)
-        if config.refine_poses:
-            pose = se3_exp(poses[turn.exposure, None] * _pose_units(extent, poses)) @ pose
+        if moving is not None:
+            pose = moving.moved(turn.exposure, pose)
         cameras = Cameras(pose, turn.K[None], truth.shape[2], truth.shape[1])
         background = None if config.exposure else backdrop
         options = dataclasses.replace(options, background=background, sh_degree=turn.sh_degree)
@@ -265,14 +262,12 @@ def fit(
         for group in optimiser.param_groups:
             if group["name"] == "means":
                 group["lr"] = turn.lr_means
-            elif group["name"] == "poses":
-                group["lr"] = _decayed(config.lr_poses, config.lr_poses_final, step / config.steps)
         optimiser.step()
+        if moving is not None:
+            moving.step(step / config.steps)
         with torch.no_grad():
             if config.exposure:
                 exposures.sub_(exposures.mean(0))  # the gauge: the average photo is right
-            if config.refine_poses:
-                poses.copy_(without_similarity(poses, world_motions))
             if config.densify.noise:
                 jitter = config.densify.perturb(_geometry(parameters), turn.lr_means / extent**2, generator)
                 if jitter is not None:
@@ -330,7 +325,7 @@ def fit(
             running = value if running is None else 0.9 * running + 0.1 * value
             values = {"psnr": running, "loss": done.photo_loss, "gaussians": len(parameters["means"])}
             if saves_at(step):
-                _save(state, fingerprint, step, running, parameters, exposures, poses, optimiser, seen, mean)
+                _save(state, fingerprint, step, running, parameters, exposures, moving, optimiser, seen, mean)
             yield Progress("fit", step, config.steps, preview=done.image[0].clamp(0, 1), values=values)
 
     splats = _splats(parameters if mean is None else mean.parameters).detach()
@@ -346,7 +341,7 @@ def fit(
     broken = int((~fields.isfinite().all(-1)).sum())
     if broken:
         raise StoppedLate(f"{broken} of {len(splats)} Gaussians are not finite after the fit; try another --seed.")
-    cameras = _moved_cameras(views, poses.detach(), extent) if config.refine_poses else [v.cameras for v in views]
+    cameras = [v.cameras for v in views] if moving is None else moving.cameras(views)
     if config.min_visibility:
         options = RenderOptions(antialiased=config.antialiased, threads=config.threads)
         unphotographed = [p.camera for p in priors.repaired] if config.regularise.repaired else []
@@ -405,9 +400,7 @@ def _geometry(p: dict[str, Tensor]) -> Splats:
     return Splats(p["means"], p["quats"], p["log_scales"], p["opacity_logits"], sh0).detach()
 
 
-def _optimiser(
-    parameters: dict[str, Tensor], exposures: Tensor, poses: Tensor, config: FitConfig, extent: float
-) -> torch.optim.Adam:
+def _optimiser(parameters: dict[str, Tensor], exposures: Tensor, config: FitConfig, extent: float) -> torch.optim.Adam:
     rates = {
         "means": config.lr_means * extent,
         "quats": config.lr_quats,
@@ -420,8 +413,6 @@ def _optimiser(
     groups = [{"params": [x], "lr": rates[name], "name": name} for name, x in parameters.items()]
     if config.exposure:
         groups.append({"params": [exposures], "lr": config.lr_exposure, "name": "exposures"})
-    if config.refine_poses:
-        groups.append({"params": [poses], "lr": config.lr_poses, "name": "poses"})
     # eps as in 3DGS: gradients of single Gaussians are far below Adam's default of 1e-8.
     if "sh" in parameters:
         from splat.render.native.adam import NativeAdam
@@ -480,20 +471,6 @@ def _seed(seed: int, step: int) -> int:
     return (seed * 1_000_003 + step) % 2**63
 
 
-def _pose_units(extent: float, like: Tensor) -> Tensor:
-    """[6]: translations count in units of the scene's extent, rotations in radians."""
-    return torch.tensor([extent] * 3 + [1.0] * 3, device=like.device)
-
-
-def _moved_cameras(views: list[Views], poses: Tensor, extent: float) -> list[Cameras]:
-    moved, first = [], 0
-    for view in views:
-        tangent = poses[first : first + len(view)] * _pose_units(extent, poses)
-        moved.append(dataclasses.replace(view.cameras, cam_from_world=se3_exp(tangent) @ view.cameras.cam_from_world))
-        first += len(view)
-    return moved
-
-
 def _fingerprint(views: list[Views], initial: Splats, config: FitConfig, leaves: tuple[str, ...], priors: Priors | None) -> str:
     """SHA-256 of everything that decides the result, so that a state of other inputs is never continued."""
     decisive = dataclasses.asdict(config) | {"leaves": leaves}  # a state of a GPU has other ones
@@ -531,10 +508,11 @@ def _mean_with(mean: _Mean | None, parameters: dict[str, Tensor]) -> _Mean:
 
 
 def _save(
-    state: Path, fingerprint: str, step: int, running: float, parameters, exposures, poses, optimiser, seen, mean: _Mean | None
+    state: Path, fingerprint: str, step: int, running: float, parameters, exposures, moving, optimiser, seen, mean: _Mean | None
 ) -> None:
     tensors = {f"parameter.{k}": v for k, v in parameters.items()}
-    tensors |= {"exposures": exposures, "poses": poses, "seen.score": seen.score, "seen.seen": seen.seen}
+    tensors |= {"exposures": exposures, "seen.score": seen.score, "seen.seen": seen.seen}
+    tensors |= {} if moving is None else {f"cameras.{k}": v for k, v in moving.state().items()}
     for group in optimiser.param_groups:
         for key, value in optimiser.state.get(group["params"][0], {}).items():
             tensors[f"adam.{group['name']}.{key}"] = value
@@ -550,7 +528,7 @@ def _save(
 
 @torch.no_grad()
 def _restore(
-    state: Path, fingerprint: str, parameters, exposures, poses, optimiser, device
+    state: Path, fingerprint: str, parameters, exposures, moving, optimiser, device
 ) -> tuple[int, float, Observations, _Mean | None]:
     tensors, facts = load_state(state, device)
     if facts.get("fingerprint") != fingerprint:
@@ -558,7 +536,8 @@ def _restore(
     for name in parameters:
         parameters[name] = tensors[f"parameter.{name}"].requires_grad_()
     exposures.copy_(tensors["exposures"])
-    poses.copy_(tensors["poses"])
+    if moving is not None:
+        moving.restore({k.removeprefix("cameras."): v for k, v in tensors.items() if k.startswith("cameras.")})
     for group in optimiser.param_groups:
         name = group["name"]
         if name in parameters:
