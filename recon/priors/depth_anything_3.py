@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recon.priors.from_disk import load_mixin, package_class
+from recon.priors.from_disk import load_mixin, package_class, silence
 from recon.priors.learned import PriorWeights
 from recon.priors.offline import no_downloads
 from recon.priors.scene_prediction import ScenePrediction, confidence_of_loss
@@ -28,7 +28,7 @@ def predict_scene(images: Tensor, weights: PriorWeights, device: torch.device | 
     network = load_mixin(package_class(weights, "depth_anything_3.api", "DepthAnything3"), weights.folder).to(device)
     pictures = [(255 * image.permute(1, 2, 0)).round().byte().cpu().numpy() for image in images]
     # The pictures have the size that it would give them: what comes back is on their pixels.
-    with no_downloads():
+    with no_downloads(), silence():
         answer = network.inference(pictures, process_res=max(images.shape[2:]))
     return converted(answer)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from recon.priors import StereoPrediction
-from recon.priors.from_disk import load_mixin, package_class
+from recon.priors.from_disk import load_mixin, package_class, silence
 from recon.priors.learned import PriorWeights
 from recon.priors.offline import no_downloads
 from recon.priors.scene_prediction import confidence_of_loss
@@ -37,7 +37,7 @@ def predict_pairs(
     found = []
     for number, (i, j) in enumerate(pairs):
         views = [_view(images[k], k, device) for k in (i, j)]
-        with no_downloads(), torch.inference_mode():
+        with no_downloads(), silence(), torch.inference_mode():
             prediction = converted(*network(*views))
         if not bool(prediction.points.isfinite().all()):
             raise StoppedLate(

@@ -88,7 +88,7 @@ def load_mixin(kind: type, folder: Path) -> torch.nn.Module:
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Inside, what libraries print and draw while they load is not shown; errors are raised all the same."""
+    """Inside, what libraries print and draw while they work is not shown; errors are raised all the same."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
 

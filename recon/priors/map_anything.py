@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from recon.priors.from_disk import load_mixin, package_class
+from recon.priors.from_disk import load_mixin, package_class, silence
 from recon.priors.learned import PriorWeights
 from recon.priors.offline import no_downloads
 from recon.priors.scene_prediction import ScenePrediction, confidence_of_loss
@@ -28,7 +28,7 @@ def predict_scene(images: Tensor, weights: PriorWeights, device: torch.device | 
     network = load_mixin(package_class(weights, "mapanything.models", "MapAnything"), weights.folder).to(device)
     pictures = (images - MEAN) / STD  # as its encoder, DINOv2, wants them
     views = [{"img": p[None].to(device), "data_norm_type": ["dinov2"], "instance": [str(i)]} for i, p in enumerate(pictures)]
-    with no_downloads(), torch.inference_mode():
+    with no_downloads(), silence(), torch.inference_mode():
         answer = network.infer(views, use_amp=torch.device(device).type == "cuda", apply_mask=True, mask_edges=True)
     return converted(answer)
 

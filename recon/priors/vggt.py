@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from recon.priors.from_disk import load_mixin, package_class
+from recon.priors.from_disk import load_mixin, package_class, silence
 from recon.priors.learned import PriorWeights
 from recon.priors.offline import no_downloads
 from recon.priors.scene_prediction import ScenePrediction, confidence_of_loss
@@ -26,7 +26,7 @@ def predict_scene(images: Tensor, weights: PriorWeights, device: torch.device | 
     """[C, 3, h, w] sRGB in [0, 1], the sides multiples of 14 -> cameras and depth. Raises `InputError` for broken weights."""
     network = load_mixin(package_class(weights, "vggt.models.vggt", "VGGT"), weights.folder).to(device)
     on_gpu = torch.device(device).type == "cuda"
-    with no_downloads(), torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=on_gpu):
+    with no_downloads(), silence(), torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=on_gpu):
         answer = network(images[None].to(device))
     return converted(answer)
 
