@@ -101,16 +101,17 @@ def _from_pairs(module, batch, boxes, sizes, names, weights, device, focals):
     from recon.align_pairs import AlignPairsConfig, PairPrediction, Window, align_pairs
 
     pairs = pairs_of(list(batch.permute(0, 2, 3, 1)))
-    predictions = yield from module.predict_pairs(batch, pairs, weights, device)
+    known = [f / max(size) for f, size in zip(focals, sizes) if f is not None]
+    focal = sorted(known)[len(known) // 2] if len(known) == len(sizes) else None
+    told = {"focal": focal} if getattr(module, "TAKES_FOCAL", False) else {}
+    predictions = yield from module.predict_pairs(batch, pairs, weights, device, **told)
     height, width = batch.shape[2:]
     windows = []
     for box, (w, h) in zip(boxes, sizes):
         x, y = w / box.width, h / box.height  # photo pixels per pixel of the grid
         windows.append(Window(-box.left * x, -box.top * y, width * x, height * y))
-    known = [f / max(size) for f, size in zip(focals, sizes) if f is not None]
-    focal = sorted(known)[len(known) // 2] if len(known) == len(sizes) else None
     found = [PairPrediction(i, j, prediction) for (i, j), prediction in zip(pairs, predictions)]
-    aligned = yield from align_pairs(sizes, found, AlignPairsConfig(focal=focal), windows)
+    aligned = yield from align_pairs(sizes, found, AlignPairsConfig(focal=focal, refine_focal=focal is None), windows)
     placed: list[Placed | None] = []
     for camera, depth, name in zip(aligned.cameras, aligned.depths, names):
         placed.append(None if camera is None or depth is None else (camera, replace(depth, name=name)))

@@ -17,17 +17,23 @@ from recon.priors.learned import PriorWeights
 from splat.errors import StoppedLate
 from splat.progress import Progress
 
+TAKES_FOCAL = True
 SIDE, MULTIPLE = 320, 16  # of the pictures that XFeat sees; pointmaps come at half of it
 ALPHA = 0.2  # of the training's confidence: the relative error at which certainty is 1
 HALF_SURE = 0.05  # relative error expected where confidence is a half
 
 
 def predict_pairs(
-    images: Tensor, pairs: Sequence[tuple[int, int]], weights: PriorWeights, device: torch.device | str = "cpu"
+    images: Tensor,
+    pairs: Sequence[tuple[int, int]],
+    weights: PriorWeights,
+    device: torch.device | str = "cpu",
+    focal: float | None = None,
 ) -> Generator[Progress, None, list[StereoPrediction]]:
     """[C, 3, h, w] sRGB in [0, 1], the sides multiples of 16 -> one prediction per ordered pair of pictures.
 
-    Raises `InputError` for broken weights, `StoppedLate` for an answer that is not finite.
+    `focal` in long sides of the pictures, where all have one that is known. Raises `InputError` for broken weights,
+    `StoppedLate` for an answer that is not finite.
     """
     network = PointmapNetwork.load(weights.folder).to(device)
     cells = [described(image[None], device) for image in images]
@@ -37,7 +43,7 @@ def predict_pairs(
     for number, (i, j) in enumerate(asked):
         pair = PairInput(
             small[[i, j]][None], torch.stack([cells[i][0][0], cells[j][0][0]])[None],
-            torch.stack([cells[i][1][0], cells[j][1][0]])[None], torch.zeros(1),
+            torch.stack([cells[i][1][0], cells[j][1][0]])[None], torch.full((1,), focal or 0.0),
         )  # fmt: skip
         with torch.inference_mode():
             said = network(pair.to(device))

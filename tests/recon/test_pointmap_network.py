@@ -181,3 +181,17 @@ def test_without_weights_the_sentence_says_where_they_come_from():
     with pytest.raises(InputError, match="nowhere/at/all is no folder"):
         find_weights("pointmap", "nowhere/at/all")
     assert LEARNED_PRIORS["pointmap"].gives == "pairs" and PriorWeights("pointmap", None, "mine", "CC0-1.0").notice
+
+
+def test_a_focal_length_told_is_the_rays_slope(tmp_path):
+    network().save(tmp_path / "w")
+    images = torch.rand(2, 3, 48, 64, generator=torch.Generator().manual_seed(0))
+    job = predict_pairs(images, [(0, 1)], find_weights("pointmap", str(tmp_path / "w")), "cpu", 2.0)
+    while True:
+        try:
+            next(job)
+        except StopIteration as end:
+            points = end.value[0].points[0]
+            break
+    slope = points[0, 0, 0] / points[0, 0, 2]
+    assert float(slope) == pytest.approx((0.5 - 16) / (2.0 * 32), rel=1e-3)
