@@ -270,8 +270,8 @@ def _prior(prior: dict) -> str:
     if prior["found"]:
         state = "; ".join(f"{w['name']} ({w['licence']}): {w['path']}" for w in prior["found"])
     else:
-        licences = list(dict.fromkeys(prior["licences"].values()))
-        state = f"no weights in {prior['looked_in']} (published: {', '.join(licences)})"
+        licences = ", ".join(dict.fromkeys(prior["licences"].values()))
+        state = f"no weights in {prior['looked_in']} (published: {licences})" if licences else "weights of your own training"
     return state if prior["installed"] else f"{state}; needs the package {prior['package']}"
 
 
