@@ -26,8 +26,6 @@ class RequestConfig:
     references: int = 2  # photos that are carried into each view
     tolerance: float = 0.02  # relative difference of depth up to which two views see one surface; doubtful up to twice that
     solid: float = 0.5  # alpha from which a render shows a surface
-    hull_samples: int = 48  # places along a ray where the masks are asked whether it is empty
-    hull_scale: float = 0.25  # of the picture's size, at which they are
     one_photo: float = 0.7  # trust in what a single photo saw: its depth is the fit's own guess until a second photo agrees
 
 
@@ -69,7 +67,7 @@ def repair_request(
 
     All on one device; `background` [3] sRGB is what photos and renders stand on. Photos should be about as large as the
     cameras' pictures: they are sampled bilinearly. Where all photos are masked, what a render leaves empty is trusted to be
-    background as far as the masks say so.
+    background.
     """
     config = config or RequestConfig()
     photos = seen_photos(splats, views, config, backend)
@@ -82,7 +80,7 @@ def repair_request(
         image, alpha = drawn.rgb[0].clamp(0, 1), drawn.alpha[0]
         carried, known, facing = zip(*(carry(p, camera, alpha, drawn.expected_depth[0], config) for p in photos))
         known, facing = torch.stack(known), torch.stack(facing)
-        empty = (1 - alpha) * empty_rays(camera, views, splats, config) if masked else torch.zeros_like(alpha)
+        empty = 1 - alpha if masked else torch.zeros_like(alpha)
         trust = (alpha * trusted(known, config.one_photo) + empty).clamp(0, 1)
         best = nearest_photos(known, facing, config.references)
         warped = torch.stack([carried[k] * known[k, ..., None] for k in best])
@@ -122,34 +120,6 @@ def carry(
     ours, theirs = (torch.nn.functional.normalize(points - c.centers[0], dim=-1) for c in (camera, photo.camera))
     facing = ((ours * theirs).sum(-1) * known).sum() / known.sum().clamp_min(1e-6)
     return colour, known, facing
-
-
-def empty_rays(camera: Cameras, views: Sequence[Views], splats: Splats, config: RequestConfig) -> Tensor:
-    """[H, W] in [0, 1]: how sure the masks of all `views` are that nothing of the subject lies behind a pixel of `camera`.
-
-    A ray is empty where each of its points near the splats lies outside the mask of some photo that looks there (their visual
-    hull). Between pixels of a smaller picture it is blended.
-    """
-    small = camera.resized(*(max(round(n * config.hull_scale), 1) for n in (camera.width, camera.height)))
-    middle = splats.means.median(0).values
-    some = splats.means[:: max(len(splats) // 100_000, 1)]  # torch.quantile refuses millions
-    radius = 1.2 * float((some - middle).norm(dim=-1).quantile(0.98))
-    far = float((camera.centers[0] - middle).norm())
-    depths = torch.linspace(max(far - radius, 0.02 * far), far + radius, config.hull_samples, device=middle.device)
-    pixels = small.pixel_centers.reshape(-1, 2)
-    points = torch.cat([small.unproject(pixels, d.expand(len(pixels)))[0] for d in depths])
-    inside = torch.ones(len(points), dtype=torch.bool, device=points.device)
-    for view in views:
-        for i in range(len(view)):
-            uv, z = view.cameras[i].project(points)
-            size = torch.tensor(view.size, dtype=uv.dtype, device=uv.device)
-            grid = (2 * uv[0] / size - 1)[None, :, None]
-            seen = (z[0] > 0) & (grid[0, :, 0].abs() < 1).all(-1)
-            mask = torch.nn.functional.grid_sample(view.masks[i][None, None], grid, mode="nearest", align_corners=False)
-            inside &= ~(seen & (mask[0, 0, :, 0] < 0.5))
-    subject = inside.view(config.hull_samples, 1, 1, small.height, small.width).any(0).float()
-    size = (camera.height, camera.width)
-    return 1 - torch.nn.functional.interpolate(subject, size, mode="bilinear", align_corners=False)[0, 0]
 
 
 def trusted(known: Tensor, one_photo: float) -> Tensor:

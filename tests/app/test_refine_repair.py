@@ -37,7 +37,7 @@ def stand_in(repair):
 
 def heavy(steps: int) -> RepairRoundsConfig:
     """Rounds in which the repairer's word counts more than the photos'."""
-    return RepairRoundsConfig(steps=max(steps // 3, 1), weight=3.0)
+    return RepairRoundsConfig(steps=max(steps // 3, 1), weight=30.0)
 
 
 def test_nonsense_leaves_the_result_as_it_is(result, tmp_path, monkeypatch):

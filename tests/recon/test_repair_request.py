@@ -124,14 +124,3 @@ def test_a_request_checks_its_shapes():
     request = repair_request(splats, views_of(splats, [camera(0.1)]), camera(), torch.ones(3))
     with pytest.raises(AssertionError):
         RepairRequest(request.images, request.alpha[:, :-1], request.trust, request.warped, request.known)
-
-
-def test_a_hole_that_the_masks_call_subject_is_no_trusted_emptiness():
-    """The photos saw a whole wall; the splats have lost their right half."""
-    whole = wall(half=0.8)
-    views = views_of(whole, [camera(-0.3), camera(0.3)], masked=True)
-    half = whole[whole.means[:, 0] < 0]
-    request = repair_request(half, views, camera(), torch.ones(3))
-    row = request.trust[0, HEIGHT // 2]
-    assert row[:6].min() > 0.99 and row[-6:].min() > 0.99, "beside the wall"
-    assert row[22:27].max() < 0.05, "where the wall was"
