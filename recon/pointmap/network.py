@@ -138,7 +138,7 @@ class PointmapNetwork(nn.Module):
         self.motion = nn.Sequential(nn.Linear(2 * d, d), nn.GELU(approximate="tanh"), nn.Linear(d, 9))
         self.lens = nn.Sequential(nn.Linear(d, d), nn.GELU(approximate="tanh"), nn.Linear(d, 1))
         self.grow = nn.ModuleList([_Grow(d, 48, 64), _Grow(64, 24, 32)])
-        self.last = nn.Conv2d(32, 4 * 2, 3, padding=1)  # depth and certainty of 2 x 2 pixels
+        self.last = nn.Conv2d(32, 4 * 2, 3, padding=1, padding_mode="replicate")  # depth and certainty of 2 x 2 pixels
         with torch.no_grad():
             for layer in (self.motion[-1], self.lens[-1], self.last):
                 layer.weight.mul_(0.1)
@@ -227,8 +227,8 @@ class _Grow(nn.Module):
     def __init__(self, channels: int, seen: int, out: int) -> None:
         super().__init__()
         self.before = nn.Conv2d(channels, 4 * out, 1)
-        self.mix = nn.Conv2d(out + seen, out, 3, padding=1)
-        self.after = nn.Conv2d(out, out, 3, padding=1)
+        self.mix = nn.Conv2d(out + seen, out, 3, padding=1, padding_mode="replicate")
+        self.after = nn.Conv2d(out, out, 3, padding=1, padding_mode="replicate")
 
     def forward(self, x: Tensor, seen: Tensor) -> Tensor:
         x = F.pixel_shuffle(self.before(x), 2)
