@@ -33,7 +33,7 @@ from app.saved_stages import save_stage
 from app.scene_files import measured, write_pictures, write_scene
 from app.stopwatch import Stopwatch
 from splat.errors import InputError
-from splat.few_photos import FEW_PHOTOS
+from splat.few_photos import FEW_PHOTOS, UNSURE, pose_rates
 from splat.progress import Progress
 
 NO_JUDGE = "Nothing can judge repair of fewer than 3 photos of which none is held out, so it is left out."
@@ -235,6 +235,8 @@ def _photos_work(
     scene = yield from saved("reconstruction", reconstruction)
     unplaced = [f"{name} is left out: {reason}" for name, reason in scene.reasons.items()]
     notices.add(*scene.warnings, *unplaced, *scene.fallbacks)
+    if fit_config.refine_poses:
+        fit_config = dataclasses.replace(fit_config, **pose_rates(scene.facts.get("reprojection_rad", UNSURE)))
     train = [v.to(place.device) for v in scene.train]
     priors = None if scene.priors is None else scene.priors.to(place.device)
     fitted = yield from saved(

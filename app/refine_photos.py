@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from splat.optimise import FitConfig, FitResult
     from splat.views import Views
 
-# A fit that is done needs no large steps: means and cameras begin at a tenth of the first fit's rates.
+# A fit that is done needs no large steps: the means begin at a tenth of the first fit's rate.
 LR_MEANS = 1.6e-5
-LR_POSES = 2e-5
+SLOWER = 10  # times are cameras of the longer fit
 
 
 def further_steps(preset: PresetName) -> int:
@@ -149,7 +149,7 @@ def fit_config(
     try:
         background, exposure = tuple(float(v) for v in old["fit"]["background"]), bool(old["fit"]["exposure"])
         terms = RegulariserConfig(**old["fit"]["regularise"]) if scene.priors is not None else RegulariserConfig()
-        refine_poses = bool(old["fit"]["refine_poses"])
+        refine_poses, lr_poses = bool(old["fit"]["refine_poses"]), float(old["fit"]["lr_poses"]) / SLOWER
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{Path(options.result) / 'config.json'} tells nothing of the fit; make the result again.") from error
     photos = sum(len(v) for v in scene.train)
@@ -170,7 +170,8 @@ def fit_config(
         exposure=exposure,
         regularise=terms,
         refine_poses=refine_poses,
-        lr_poses=LR_POSES,
+        lr_poses=lr_poses,
+        lr_poses_final=lr_poses / 100,
         seed=options.seed,
         backend=place.renderer,
         threads=place.threads,

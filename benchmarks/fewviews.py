@@ -48,7 +48,7 @@ from recon.triangulate import triangulate
 from splat.cameras import Cameras
 from splat.densify import ClassicDensify
 from splat.errors import SplatsmithError
-from splat.few_photos import PARTS, Part, for_few_photos
+from splat.few_photos import PARTS, UNSURE, Part, for_few_photos
 from splat.gaussians import Splats
 from splat.metrics import psnr, ssim
 from splat.optimise import FitConfig, fit
@@ -285,6 +285,8 @@ def _placed(name: str, photos: list[Photo], found, truth: list[Cameras | None], 
     errors = relative_errors(poses_of(found.cameras), poses_of(truth))
     facts = {"views": len(photos), "placed": len(found.placed)}
     facts |= {f"auc{limit}": pose_auc(errors, limit) for limit in LIMITS_DEG} | {"mean_deg": float(errors.mean())}
+    if "reprojection_rad" in found.facts:
+        facts["reprojection_rad"] = found.facts["reprojection_rad"]
     if args.poses_only:
         return Scene(name, [], [], None, None, [], found.points, False, facts)
     true_poses = {p.name: t for p, t in zip(photos, poses_of(truth)) if t is not None}
@@ -359,7 +361,8 @@ def config_of(row: Row, scene: Scene, **settings) -> FitConfig:
     terms = {"regularise": RegulariserConfig(**row.terms)} if row.terms else {}
     count = sum(len(v) for v in scene.train)
     settings = {"exposure": True} | settings | row.changes | terms
-    return for_few_photos(count, poses_given=scene.posed, without=row.without, **settings)
+    error = scene.facts.get("reprojection_rad", UNSURE)
+    return for_few_photos(count, poses_given=scene.posed, pose_error_rad=error, without=row.without, **settings)
 
 
 def pose_facts(scene: Scene) -> dict[str, float]:

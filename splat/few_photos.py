@@ -13,19 +13,33 @@ from splat.optimise import FitConfig
 from splat.regularise import RegulariserConfig
 
 FEW_PHOTOS = 12  # up to here they say too little; above, the stereo of the start says enough
+# Rate of the cameras over what the solver left unexplained [rad]. Faster, and cameras that are right within a tenth of a degree
+# end farther away, for the splats explain their photos either way; slower, and cameras that are 2 degrees wrong stay so.
+POSE_RATE = 0.03
+UNSURE = 0.01  # rad, error of cameras of which nobody knows how good they are
 Part = Literal["depth", "normals", "poses", "rates"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 
-def for_few_photos(count: int, *, poses_given: bool, without: Collection[Part] = (), **changes: Any) -> FitConfig:
+def pose_rates(error_rad: float) -> dict[str, float]:
+    """Changes of `FitConfig` for cameras whose solver left residuals of about `error_rad` as seen from them."""
+    rate = min(max(POSE_RATE * error_rad, 1e-6), 1e-3)
+    return {"lr_poses": rate, "lr_poses_final": rate / 100}
+
+
+def for_few_photos(
+    count: int, *, poses_given: bool, pose_error_rad: float = UNSURE, without: Collection[Part] = (), **changes: Any
+) -> FitConfig:
     """`FitConfig.for_photos(count, **changes)` with all parts but those in `without`; it needs `Priors` of the photos.
 
-    depth: rendered depth stays near that of stereo; normals: so does its slope; poses: cameras move with the fit, unless
-    they were given; rates: Gaussians move three times as fast as in 3DGS, so that surfaces find their place in fewer steps.
+    depth: rendered depth stays near that of stereo; normals: so does its slope; poses: cameras move with the fit, unless they
+    were given, as fast as `pose_rates` says; rates: Gaussians move three times as fast as in 3DGS, so that surfaces find their
+    place in fewer steps.
     """
     method: dict[str, Any] = {} if "rates" in without else {"lr_means": 4.8e-4, "lr_means_final": 4.8e-6}
     terms = {"depth": {"absolute_depth": 0.1}, "normals": {"normals": 0.01}}
     kept = [values for part, values in terms.items() if part not in without]
     method["regularise"] = dataclasses.replace(RegulariserConfig(), **{k: v for values in kept for k, v in values.items()})
-    method["refine_poses"] = not poses_given and "poses" not in without
+    if not poses_given and "poses" not in without:
+        method |= {"refine_poses": True} | pose_rates(pose_error_rad)
     return FitConfig.for_photos(count, **(method | changes))

@@ -386,6 +386,7 @@ def as_poses(photos: Sequence[Photo], best: Attempt, seconds: float, notes: tupl
         )
     facts = {
         "reprojection_px": solution.reprojection_error,
+        "reprojection_rad": solution.reprojection_error / float(np.median(solution.camera[:, 0])),
         "track_length": solution.track_length,
         "points_per_photo": len(solution.seen) / len(solution.photos),
         "focal_ratio": float(np.median(solution.camera[:, 0]) / NOMINAL_SIDE),

@@ -1,6 +1,6 @@
 """What the fit for few photos is made of, and that each part can be left out."""
 
-from splat.few_photos import PARTS, for_few_photos
+from splat.few_photos import PARTS, for_few_photos, pose_rates
 from splat.optimise import FitConfig
 
 
@@ -14,3 +14,9 @@ def test_every_part_changes_something_and_only_solved_cameras_move():
         assert for_few_photos(6, poses_given=False, without=(part,)) != full, part
     assert full.refine_poses and not for_few_photos(6, poses_given=True).refine_poses
     assert for_few_photos(6, poses_given=True, lr_means=1e-5).lr_means == 1e-5, "changes have the last word"
+
+
+def test_cameras_move_faster_the_worse_they_are():
+    slow, fast = (for_few_photos(6, poses_given=False, pose_error_rad=error) for error in (5e-4, 1e-2))
+    assert fast.lr_poses == 20 * slow.lr_poses and fast.lr_poses_final < 0.1 * fast.lr_poses
+    assert pose_rates(0.0)["lr_poses"] > 0, "a solver that explains all is not trusted without end"
