@@ -222,9 +222,8 @@ def _usable(
 ) -> list[tuple[Cameras, float]]:
     """(place, overlap) of those that stand free and would be placed among the photos."""
     limits = config.standpoints
-    shown = surfaces(
-        small_photos := sized(photos, config.look), [_depth(splats, c, config.backend) for c in small_photos], step=2
-    )
+    seen = sized(photos, config.look)
+    shown = surfaces(seen, [_depth(splats, camera, config.backend) for camera in seen], step=2)
     solid, kept = solid_points(splats), []
     for place, small in zip(places, sized(places, config.look)):
         depth = _depth(splats, small, config.backend)
