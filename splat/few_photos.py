@@ -13,9 +13,10 @@ from splat.optimise import FitConfig
 from splat.regularise import RegulariserConfig
 
 FEW_PHOTOS = 12  # up to here they say too little; above, the stereo of the start says enough
-# Rate of the cameras over what the solver left unexplained [rad]. Faster, and cameras that are right within a tenth of a degree
-# end farther away, for the splats explain their photos either way; slower, and cameras that are 2 degrees wrong stay so.
-POSE_RATE = 0.03
+# Rates of the cameras, radians. Slower than the least, and renders of rendered rooms match worse; as fast, and cameras of our own
+# solver that were right within a tenth of a degree end two tenths away, where the photos agree with the splats.
+LEAST_RATE, MOST_RATE = 2e-4, 1e-3
+POSE_RATE = 0.03  # times what the solver left unexplained, in between
 UNSURE = 0.01  # rad, error of cameras of which nobody knows how good they are
 Part = Literal["depth", "normals", "poses", "rates"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -23,7 +24,7 @@ PARTS: tuple[Part, ...] = get_args(Part)
 
 def pose_rates(error_rad: float) -> dict[str, float]:
     """Changes of `FitConfig` for cameras whose solver left residuals of about `error_rad` as seen from them."""
-    rate = min(max(POSE_RATE * error_rad, 1e-6), 1e-3)
+    rate = min(max(POSE_RATE * error_rad, LEAST_RATE), MOST_RATE)
     return {"lr_poses": rate, "lr_poses_final": rate / 100}
 
 
