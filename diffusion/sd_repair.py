@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diffusion.lora import Lora, attached
-from diffusion.models.stable_diffusion import StableDiffusion, decoded, encoded, load_stable_diffusion
+from diffusion.models.stable_diffusion import StableDiffusion, decoded, encoded, hushed, load_stable_diffusion
 from diffusion.samplers.plan import PRESETS, Plan
 from diffusion.trusted_pixels import keep_trusted
 from splat.errors import InputError
@@ -30,6 +30,7 @@ MOST_CALLS = 100
 TFLOP_CALL = 3.5  # U-Net and ControlNet together, and for attention, which grows with the square of the pixels,
 TFLOP_CALL_ATTENTION = 2.5  # times the megapixels
 TFLOP_AUTOENCODER = 14.0  # there and back
+NUMBERS, NUMBERS_AUTOENCODER = 1_220_800_084, 83_653_863  # in these networks; smaller ones take their share
 BYTES_PER_PIXEL = 128 * 4 * 8  # the widest layers of the autoencoder's decoder, and room
 
 
@@ -179,7 +180,8 @@ def load_sd_repairer(
 
 
 def pipeline_of(parts: StableDiffusion, config: SdRepairConfig, device: torch.device | str, dtype: torch.dtype) -> Any:
-    from diffusers import StableDiffusionControlNetImg2ImgPipeline
+    with hushed():
+        from diffusers import StableDiffusionControlNetImg2ImgPipeline
 
     from diffusion.samplers.scheduler import EIScheduler
 
@@ -222,10 +224,15 @@ def repair_cost(repairer: SdRepairer, views: int, width: int, height: int) -> Re
     megapixels = width * height * enlarged / 1e6
     calls = config.calls * (2 if config.guidance > 1 else 1)
     call = TFLOP_CALL + TFLOP_CALL_ATTENTION * megapixels
-    work = views * megapixels * (calls * call + TFLOP_AUTOENCODER) * 1e12
+    size = (_numbers(pipe.unet) + _numbers(pipe.controlnet)) / NUMBERS, _numbers(pipe.vae) / NUMBERS_AUTOENCODER
+    work = views * megapixels * (size[0] * calls * call + size[1] * TFLOP_AUTOENCODER) * 1e12
     networks = (pipe.unet, pipe.controlnet, pipe.vae, pipe.text_encoder)
     stored = sum(p.numel() * p.element_size() for network in networks for p in network.parameters())
     return RepairCost(work / _speed(pipe.unet.device, pipe.unet.dtype), stored + megapixels * 1e6 * BYTES_PER_PIXEL)
+
+
+def _numbers(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
 
 
 def _speed(device: torch.device, dtype: torch.dtype) -> float:

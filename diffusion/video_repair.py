@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from diffusion.licence_notice import licence_of
 from diffusion.models.from_disk import load_network
-from diffusion.models.stable_diffusion import decoded, encoded, load_clip, load_noise, require_parts
+from diffusion.models.stable_diffusion import decoded, encoded, hushed, load_clip, load_noise, require_parts
 from diffusion.sd_repair import framed, unframed
 from diffusion.trusted_pixels import keep_trusted
 from splat.errors import BackendUnavailable, InputError
@@ -119,20 +119,14 @@ def load_video_repairer(
 
 
 def _pipeline(*parts: Any) -> Any:
-    """The pipeline is no longer cared for in diffusers, which it says each time; what it does is tested here."""
-    from diffusers.utils import logging
-
-    try:
-        from diffusers import VideoToVideoSDPipeline
-    except ImportError as error:
-        raise BackendUnavailable(
-            f"This diffusers has no VideoToVideoSDPipeline ({error}); run: pip install 'diffusers>=0.35,<=0.42.1'"
-        ) from error
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
+    """The pipeline is no longer cared for in diffusers; what it does is tested here."""
+    with hushed():
+        try:
+            from diffusers import VideoToVideoSDPipeline
+        except ImportError as error:
+            raise BackendUnavailable(
+                f"This diffusers has no VideoToVideoSDPipeline ({error}); run: pip install 'diffusers>=0.35,<=0.42.1'"
+            ) from error
         pipeline = VideoToVideoSDPipeline(*parts)
-    finally:
-        logging.set_verbosity(level)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -31,7 +31,7 @@ class EnhanceConfig:
 
     chunk: int = 12  # frames that the repairer is given at a time
     overlap: int = 0  # of them given twice, and crossfaded: for networks that see frames together
-    reach: int = 3  # neighbouring frames to either side that a repair is averaged over; 0 averages none
+    reach: int = 2  # neighbouring frames to either side that a repair is averaged over; 0 averages none
     likeness: float = 0.1  # difference of colour between renders of one surface beyond which they say nothing of each other
     seed: int = 0  # of the repairer: one noise for the whole path
     request: RequestConfig = field(default_factory=RequestConfig)

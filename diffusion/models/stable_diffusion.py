@@ -10,6 +10,8 @@ Text-to-Image Diffusion Models", Zhang et al., ICCV 2023, in the folders that di
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,22 @@ def encoded(vae: AutoencoderKL, picture: Tensor) -> Tensor:
 def decoded(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """The inverse, float32; some values lie outside [0, 1]."""
     return (vae.decode(latents.float() / vae.config.scaling_factor).sample + 1) / 2
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """The libraries say nothing about what is as it should be here: no torchvision, pipelines that are no longer cared for."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    levels = [(module, module.get_verbosity()) for module in (of_diffusers, of_transformers)]
+    for module, _ in levels:
+        module.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for module, level in levels:
+            module.set_verbosity(level)
 
 
 def require_parts(folder: Path, names: tuple[str, ...]) -> None:
