@@ -37,7 +37,7 @@ from splat.render import RenderOptions, render
 def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
-    weights = find_weights(args.prior, args.prior_weights)
+    weights = None if args.rows == ["built-in"] else find_weights(args.prior, args.prior_weights)
     rows = []
     print(f"{'scene':24} {'row':14} {'PSNR':>6} {'SSIM':>6} {'points':>7} {'AUC@5/10/20':>18} {'CPU-s':>6}")
     for folder in args.scenes:
@@ -45,13 +45,14 @@ def main() -> None:
         for count in args.views:
             train, test = split(photos, count)
             name = f"{folder.name} {count}"
-            for row in ("built-in", args.prior):
-                rows.append(fitted(name, row, photos, train, test, transforms, weights, args))
+            for row in args.rows:
+                if row == "poses":
+                    rows.append(placed(name, [photos[i] for i in train], transforms, weights))
+                else:
+                    rows.append(fitted(name, row, photos, train, test, transforms, weights, args))
                 tell(rows[-1])
-            rows.append(placed(name, [photos[i] for i in train], transforms, weights))
-            tell(rows[-1])
     if args.json:
-        args.json.write_text(json.dumps({"rows": rows, "weights": weights.source}, indent=1))
+        args.json.write_text(json.dumps({"rows": rows}, indent=1))
 
 
 def posed(folder: Path, args: argparse.Namespace) -> tuple[list[Photo], Path]:
@@ -78,7 +79,7 @@ def split(photos: list[Photo], count: int) -> tuple[list[int], list[int]]:
     return train, rest[:: max(1, len(rest) // 4)][:4]
 
 
-def fitted(name, row, photos, train, test, transforms, weights: PriorWeights, args: argparse.Namespace) -> dict:
+def fitted(name, row, photos, train, test, transforms, weights: PriorWeights | None, args: argparse.Namespace) -> dict:
     begun = time.process_time()
     config = ReconstructConfig(
         poses_from=transforms, learned=() if row == "built-in" else (weights,), fit_side=args.side, priors=True
@@ -144,6 +145,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("scenes", type=Path, nargs="+")
     parser.add_argument("--prior", default="pointmap")
     parser.add_argument("--prior-weights", default=None)
+    parser.add_argument("--rows", nargs="+", choices=["built-in", "prior", "poses"], default=["built-in", "prior", "poses"])
     parser.add_argument("--views", type=int, nargs="+", default=[3, 6])
     parser.add_argument("--of", type=int, default=9, help="photos of each folder")
     parser.add_argument("--side", type=int, default=320)
