@@ -85,7 +85,9 @@ class Comparison:
     train: tuple[Quality, Quality]
     holdout: tuple[Quality, Quality] | None
     left_out: tuple[Quality, Quality] | None = None  # every photo in turn, by splats made the same way without it
-    by: Literal["psnr", "ssim"] = "psnr"  # what must be better; ssim as `recon.repair.judge.helps` has it
+    # What must be better; ssim as `recon.repair.judge.helps` has it. average: nothing can judge the sides that pictures do not
+    # show, and what helped on average when it was measured is kept unless the pictures themselves look worse.
+    by: Literal["psnr", "ssim", "average"] = "psnr"
     invented: float | None = None  # share of repaired pictures that no photo vouches for
 
     @property
@@ -103,6 +105,8 @@ class Comparison:
             from recon.repair.judge import helps
 
             return "refined" if helps(before, after) else "unrefined"
+        if self.by == "average":
+            return "refined" if after.psnr >= before.psnr - LEAST_GAIN else "unrefined"
         return "refined" if after.psnr - before.psnr >= LEAST_GAIN else "unrefined"
 
 
@@ -178,10 +182,10 @@ def _module(of: str, options: Refine) -> ModuleType:
     reads = way == "volume" or (way == "repair" and options.repairer != "small")
     if options.prompt and not reads:
         raise InputError(f"--prompt is for --with volume and for checkpoints of a --repairer; --with {way} takes none.")
-    if of == "image" and way != "steps":
+    if of == "image" and way in ("repair", "volume"):
         raise InputError(
-            f"{options.result} was made from pictures by the same network, and nothing would tell whether --with {way} made it "
-            "better; refine results of photos so."
+            f"{options.result} was made from pictures, and nothing would tell whether --with {way} made the sides better that "
+            "they do not show; refine results of photos so."
         )
     names = {"steps": f"app.refine_{of}"}
     return importlib.import_module(names.get(way, f"app.refine_{way}"))
@@ -255,7 +259,12 @@ def verdict(compared: Comparison, way: str) -> tuple[str, ...]:
             f"{100 * compared.invented:.0f} % of the pictures that repair drew was seen by no photo and is invented; invented/ "
             "shows where."
         )
-    if compared.judged_by == "train":
+    if compared.by == "average" and compared.kept == "refined":
+        sentences.append(
+            f"Nothing can tell whether --with {way} made the sides better that the pictures do not show; on average it did, "
+            "when it was measured."
+        )
+    elif compared.judged_by == "train":
         sentences.append(
             "Nothing was held out, so the splats are judged by the pictures that they are fitted to, which says little about "
             "other views."

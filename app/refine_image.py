@@ -10,7 +10,7 @@ import functools
 import shutil
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from app.object_files import Drawing, closed_mesh, closed_mesh_plan, write_pictu
 from app.presets import IMAGE_PRESETS, PresetName
 from app.refine import Comparison, RefinePlan, copy_state, read_state
 from app.refined_files import Written, finished
-from app.report import Quality
+from app.report import Licence, Quality
 from app.result_folder import WorkFolder
 from app.stopwatch import Stopwatch
 from splat.errors import InputError
@@ -95,8 +95,9 @@ def image_finished(
     watch: Stopwatch,
     notices: Notices,
     refined: Splats,
-    left_out: tuple[Quality, Quality] | None = None,
     scratch: tuple[str, ...] = (),
+    licences: Sequence[Licence] = (),
+    by: Literal["psnr", "average"] = "psnr",
     **configs: Any,
 ) -> Generator[Progress, None, Outcome]:
     """What every way of refining an image result ends with; scene.ply and the subjects are what a further one needs."""
@@ -104,7 +105,7 @@ def image_finished(
     preset, threads = IMAGE_PRESETS[plan.options.preset], plan.place.threads
     yield Progress("measure", 0, 1)
     (before, _), (after, fronts) = (_measured(s, subjects, threads) for s in (splats, refined))
-    compared = Comparison((before, after), None, left_out)
+    compared = Comparison((before, after), None, by=by)
 
     def write() -> Written:
         mesh, no_mesh = yield from closed_mesh(refined, preset)
@@ -120,7 +121,7 @@ def image_finished(
 
     configs = {"mesh": closed_mesh_plan(preset)} | configs
     scratch = ("refined", "fit_checkpoint", *scratch)
-    return (yield from finished(plan, work, watch, notices, compared, configs, write, scratch))
+    return (yield from finished(plan, work, watch, notices, compared, configs, write, scratch, licences))
 
 
 def _refined(splats: Splats, subjects: Sequence[Subject], config: RefineConfig, state: Path) -> Generator[Progress, None, Any]:

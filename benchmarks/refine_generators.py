@@ -179,8 +179,9 @@ def made(way: str, case: Case, image: ImageTo3D, text: TextToVolume, args: argpa
         return result_of(fit(case.train, splats, further)).splats
     name, _, strength = way.partition(" ")
     new, frame = generated(name, case, image, text, float(strength), args)
+    config = dataclasses.replace(config, taught=0.5 if name == "multiview" else 0.0)  # as the command does
     joined = grafted(splats, new, case.train, frame, config)
-    return result_of(settled(joined, case.train, frame, config)).splats
+    return result_of(settled(joined, new, case.train, frame, config)).splats
 
 
 def generated(

@@ -1,7 +1,7 @@
 """What a generator made of an object, joined to what its photos show: that stays, the other sides are the generator's.
 
-The joined splats are then fitted to the photos for a short while. Small renders of themselves from all round hold what the
-photos do not show, as in `diffusion.refine_object`.
+The joined splats are then fitted to the photos for a short while. Small pictures from all round, their own renders and the
+generator's, hold what the photos do not show, as in `diffusion.refine_object`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ class GraftConfig:
 
     margin: float = 0.03  # behind the surface, object's longest side 1: a pixel of the multiview network; and then
     sizes: float = 2.0  # of the Gaussian's own largest deviations
+    # Weight of the generator's own renders, against the grafted object's, in what the fit is told of the sides all round.
+    taught: float = 0.5
     fit: RefineConfig = field(default_factory=RefineConfig)
 
 
@@ -46,15 +48,22 @@ def grafted(splats: Splats, made: Splats, views: Sequence[Views], frame: Similar
 
 
 def settled(
-    splats: Splats, views: Sequence[Views], frame: Similarity, config: GraftConfig, state: Path | None = None
+    splats: Splats,
+    made: Splats,
+    views: Sequence[Views],
+    frame: Similarity,
+    config: GraftConfig,
+    state: Path | None = None,
 ) -> Generator[Progress, None, FitResult]:
     """Fit grafted `splats` to posed, masked `views` on white; the result's cameras are those of `views`.
+
+    Small pictures from all round are looked at too: means of renders of `splats` and of all that the generator `made`.
 
     Works in the networks' frame, so that rates mean the same for every scene. Yields the events of `fit`; raises as it does.
     """
     plan = config.fit
     there = splats.transformed(frame)
-    anchors = anchor_views(there, plan)
+    anchors = _mean(anchor_views(there, plan), anchor_views(made.transformed(frame), plan), config.taught)
     photos = [replace(v, cameras=v.cameras.transformed(frame)) for v in views]
     count = sum(len(v) for v in photos)
     share = plan.photo_share / (1 - plan.photo_share)
@@ -67,3 +76,11 @@ def settled(
     return FitResult(
         result.splats.transformed(frame.inverse()), [v.cameras for v in views], exposures, result.train_psnr, result.steps
     )
+
+
+def _mean(own: Views, taught: Views, weight: float) -> Views:
+    """The same views, of pictures and masks mixed with `weight` of the second."""
+    if not weight:
+        return own
+    images, masks = (torch.lerp(a, b, weight) for a, b in ((own.images, taught.images), (own.masks, taught.masks)))
+    return replace(own, images=images, masks=masks)

@@ -176,7 +176,7 @@ class TestGraft:
         views = self.views(ball(count=800), frame, 0.0, 30.0)
         start = ball(count=800, colour=0.3).transformed(frame.inverse())
         config = GraftConfig(fit=RefineConfig(steps=40, anchors=4, anchor_side=24, threads=1))
-        done = result_of(settled(start, views, frame, config))
+        done = result_of(settled(start, start, views, frame, config))
         assert torch.equal(done.cameras[0].cam_from_world, views[0].cameras.cam_from_world) and len(done.exposures) == 2
 
         def off(splats: Splats, cameras: Cameras, truth: torch.Tensor) -> float:
