@@ -64,6 +64,7 @@ ROWS: dict[str, tuple[dict, int, bool]] = {
     "doubt 0": ({"doubt": 0.0}, 1, True),
     "no distance": ({"distance": False}, 1, True),
     "L1 alone": ({"ssim_weight": 0.0}, 1, True),
+    "holes left": ({"fill_stride": 0}, 1, True),
 }
 
 

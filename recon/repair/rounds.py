@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from recon.repair.fill import with_holes_filled
 from recon.repair.request import RequestConfig, repair_request
 from splat.cameras import Cameras
 from splat.consensus import cameras_between
@@ -39,6 +40,8 @@ class RepairRoundsConfig:
     ssim_weight: float = 0.2  # share of 1 - SSIM in a repaired view's loss; LM-Gaussian has L1 alone
     doubt: float = 0.5  # of pixels that no photo saw, beside those that photos vouch for: there the repairer invents
     distance: bool = True  # LM-Gaussian's weights: views next to a photo count less, since the photo says it better
+    fill_stride: int = 4  # px between new Gaussians in the holes of repaired views; 0 leaves holes to the Gaussians there are
+    fill_most: float = 0.1  # new Gaussians in a round, in shares of all
     request: RequestConfig = field(default_factory=RequestConfig)
 
 
@@ -126,6 +129,11 @@ def repair_round(
             name = f"round{number + 1}_view{len(seen):03d}"
             seen.append(RepairedView(name, repaired[i], request.images[i], request.trust[i]))
         yield Progress("repair", len(seen), len(cameras), preview=repaired[0])
+    masked = all(v.masks is not None for v in views)  # then what is empty is empty
+    if config.fill_stride and targets and config.weight and not masked:
+        most = round(config.fill_most * len(splats))
+        seeing, pictures = [t.camera for t in targets], [t.image[0] for t in targets]
+        splats = with_holes_filled(splats, seeing, pictures, background, config.fill_stride, most, fit_config.backend)
     settings = dataclasses.replace(
         fit_config,
         steps=config.steps,

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from recon.repair.fill import continued, with_holes_filled
 from recon.repair.judge import JudgeConfig, Scores, helps, left_out_scores, resized, without
 from recon.repair.rounds import RepairRoundsConfig, _arcs, distance_weights, repair_round, repair_rounds
 from splat.cameras import Cameras, intrinsics
@@ -171,3 +172,38 @@ def test_priors_follow_their_photos():
     assert [v.names for v in rest] == [("b", "c")] and told.fits(rest)
     small = [v.limited(16) for v in views]
     assert resized(priors, small).fits(small)
+
+
+def test_depth_goes_on_across_a_hole_with_what_lies_behind():
+    depth = torch.full((32, 32), 5.0)
+    depth[:, :10] = 2.0
+    solid = torch.ones(32, 32, dtype=torch.bool)
+    solid[12:20, 8:16] = False  # between the near part and the far one
+    filled = continued(depth * solid, solid)
+    assert torch.equal(filled[solid], depth[solid])
+    assert filled[12:20, 8:16].min() > 2.9 and filled[12:20, 8:16].mean() > 4.2 and filled[12:20, 8:16].max() <= 5.001
+
+
+def test_holes_are_filled_once_with_the_picture():
+    """Two views of a wall with a hole: the second finds little left to fill."""
+    axis = torch.arange(-3, 3.01, 0.1)
+    x, y = (a.flatten() for a in torch.meshgrid(axis, axis, indexing="xy"))
+    wall = Splats(
+        torch.stack([x, y, torch.full_like(x, -1.5)], dim=1),
+        torch.tensor([[1.0, 0, 0, 0]]).expand(len(x), 4).contiguous(),
+        torch.full((len(x), 3), 0.08).log(),
+        torch.full((len(x),), 4.0),
+        torch.zeros(len(x), 1, 3),
+    )
+    holed = wall[(x.abs() > 0.8) | (y.abs() > 0.8)]
+    cameras = [ring([a]) for a in (-4.0, 4.0)]
+    green = torch.tensor([0.1, 0.8, 0.1]).expand(SIDE, SIDE, 3)
+    one, two = (with_holes_filled(holed, cameras[:n], [green] * n, WHITE, 2, 10_000) for n in (1, 2))
+    fresh = one.means[len(holed) :]
+    assert 20 < len(fresh) and len(two) - len(one) < 0.4 * len(fresh)
+    assert (fresh[:, 2] + 1.5).abs().max() < 0.3, "on the wall"
+    middle = seen(two, cameras[1])[0, SIDE // 2 - 3 : SIDE // 2 + 3, SIDE // 2 - 3 : SIDE // 2 + 3]
+    assert middle[..., 1].mean() > middle[..., 0].mean() + 0.3
+    assert len(with_holes_filled(holed, cameras, [green] * 2, WHITE, 2, 7)) == len(holed) + 7
+    assert len(with_holes_filled(holed, cameras, [green] * 2, green[0, 0], 2, 100)) == len(holed), "nothing but background"
+    assert len(with_holes_filled(wall, [cameras[0]], [green], WHITE, 2, 100)) - len(wall) < 100
