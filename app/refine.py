@@ -85,9 +85,7 @@ class Comparison:
     train: tuple[Quality, Quality]
     holdout: tuple[Quality, Quality] | None
     left_out: tuple[Quality, Quality] | None = None  # every photo in turn, by splats made the same way without it
-    # What must be better; ssim as `recon.repair.judge.helps` has it. average: nothing can judge the sides that pictures do not
-    # show, and what helped on average when it was measured is kept unless the pictures themselves look worse.
-    by: Literal["psnr", "ssim", "average"] = "psnr"
+    by: Literal["psnr", "ssim"] = "psnr"  # what must be better; ssim as `recon.repair.judge.helps` has it
     invented: float | None = None  # share of repaired pictures that no photo vouches for
 
     @property
@@ -105,8 +103,6 @@ class Comparison:
             from recon.repair.judge import helps
 
             return "refined" if helps(before, after) else "unrefined"
-        if self.by == "average":
-            return "refined" if after.psnr >= before.psnr - LEAST_GAIN else "unrefined"
         return "refined" if after.psnr - before.psnr >= LEAST_GAIN else "unrefined"
 
 
@@ -182,7 +178,7 @@ def _module(of: str, options: Refine) -> ModuleType:
     reads = way == "volume" or (way == "repair" and options.repairer != "small")
     if options.prompt and not reads:
         raise InputError(f"--prompt is for --with volume and for checkpoints of a --repairer; --with {way} takes none.")
-    if of == "image" and way in ("repair", "volume"):
+    if of == "image" and way != "steps":
         raise InputError(
             f"{options.result} was made from pictures, and nothing would tell whether --with {way} made the sides better that "
             "they do not show; refine results of photos so."
@@ -259,12 +255,7 @@ def verdict(compared: Comparison, way: str) -> tuple[str, ...]:
             f"{100 * compared.invented:.0f} % of the pictures that repair drew was seen by no photo and is invented; invented/ "
             "shows where."
         )
-    if compared.by == "average" and compared.kept == "refined":
-        sentences.append(
-            f"Nothing can tell whether --with {way} made the sides better that the pictures do not show; on average it did, "
-            "when it was measured."
-        )
-    elif compared.judged_by == "train":
+    if compared.judged_by == "train":
         sentences.append(
             "Nothing was held out, so the splats are judged by the pictures that they are fitted to, which says little about "
             "other views."

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,7 @@ from app.machine import Place
 from app.notices import Notices
 from app.presets import IMAGE_PRESETS, PRESETS, PresetName
 from app.refine import RefinePlan, copy_state
-from app.refine_image import image_finished
-from app.refine_image import ready as image_ready
-from app.refine_photos import photos_finished, types_of_state, unexposed
+from app.refine_photos import Ready, photos_finished, types_of_state, unexposed
 from app.refine_photos import ready as photos_ready
 from app.report import Licence, Quality
 from app.result_folder import WorkFolder
@@ -53,8 +51,8 @@ class Generated:
     frame: Similarity
 
 
-# (splats, posed and masked views on white, the generator's frame where it is known) -> what the generator makes of them.
-Generate = Callable[["Splats", list["Views"], "Similarity | None"], Generator[Progress, None, Generated]]
+# (splats, posed and masked views on white) -> what the generator makes of them; one generator for all of a job's calls.
+Generate = Callable[["Splats", list["Views"]], Generator[Progress, None, Generated]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,17 +67,14 @@ class Generator3D:
 def generated_ready(
     options: Refine, report: dict[str, Any], config: dict[str, Any], place: Place, steps: int, budget: int,
     seconds: float, memory: float,
-) -> tuple[Any, Estimate]:  # fmt: skip
-    """`refine_photos.ready` or `refine_image.ready` for an object; `seconds` and `memory` (bytes) are the generator's own.
+) -> tuple[Ready, Estimate]:  # fmt: skip
+    """`refine_photos.ready` for an object; `seconds` and `memory` (bytes) are the generator's own, for one call.
 
-    Raises `InputError` as those do, for a scene that is no object, and for too few photos to judge by.
+    Raises `InputError` as that does, for a scene that is no object, and for too few photos to judge by.
     """
     if options.strength is not None and not 0 <= options.strength <= 1:
         raise InputError(f"--strength {options.strength:g} is out of range; give 0 to 1.")
     photos, source = sum(row["placed"] for row in report["inputs"]), Path(options.result)
-    if report.get("refine", {}).get("of", report["command"]) == "image":
-        found, estimate = image_ready(options, report, config, place, steps, budget)
-        return found, _with_generator(options, estimate, 1, seconds, memory, budget)
     found, estimate = photos_ready(options, report, config, place, round(steps * (1 + 0.6 * (photos - 1))), budget)
     scene = found.scene
     if any(v.masks is None for v in scene.train):
@@ -115,62 +110,36 @@ def generated_work(
     plan: RefinePlan, work: WorkFolder, watch: Stopwatch, notices: Notices, load: Callable[[RefinePlan], Generator3D]
 ) -> Generator[Progress, None, Outcome]:
     """`load` opens the way's generator. With a strength of 0 nothing is generated and the result stays as it is."""
-    from splat.similarity import Similarity
-
+    scene, fitted = plan.ready.scene, plan.ready.fitted
     torch.set_num_threads(plan.place.threads)
     types = (*types_of_state(), Generated, Quality)
     saved = functools.partial(saved_stage, work=work, types=types, watch=watch, notices=notices)
-    if plan.of == "image":
-        fitted, views = _as_fitted(plan)
-        copy_state(plan.source, work, "subjects")
-    else:
-        fitted = plan.ready.fitted
-        copy_state(plan.source, work, "reconstruction")
+    copy_state(plan.source, work, "reconstruction")
     if plan.strength == 0:
         refined = yield from saved("refined", _unchanged(fitted))
-        return (yield from _finished(plan, work, watch, notices, refined, None, ()))
+        return (yield from photos_finished(plan, work, watch, notices, refined))
 
     generator = load(plan)
+    views = _on_white(plan, fitted)
     config = graft_config(plan, len(fitted.splats), generator.taught)
-    left_out, frame = None, None
-    if plan.of == "image":
-        frame = Similarity.identity()  # what generators make of pictures is in their frame
-    else:
-        views = _on_white(plan, fitted)
-        if not plan.ready.scene.heldout:
-            left_out = yield from saved("left_out", _left_out(plan, views, generator.generate, config))
-    made = yield from saved("generated", generator.generate(fitted.splats, views, frame))
+    left_out = None
+    if not scene.heldout:
+        left_out = yield from saved("left_out", _left_out(plan, views, generator.generate, config))
+    made = yield from saved("generated", generator.generate(fitted.splats, views))
     refined = yield from saved("refined", _grafted(fitted, made, views, config, work.state / "fit_checkpoint.safetensors"))
-    return (yield from _finished(plan, work, watch, notices, refined, left_out, generator.licences, refine_graft=config))
-
-
-def _finished(
-    plan: RefinePlan, work: WorkFolder, watch: Stopwatch, notices: Notices, refined: FitResult,
-    left_out: tuple[Quality, Quality] | None, licences: Sequence[Licence], **configs: Any,
-) -> Generator[Progress, None, Outcome]:  # fmt: skip
     scratch = ("left_out", "generated")
-    if plan.of == "photos":
-        job = photos_finished(plan, work, watch, notices, refined, left_out, scratch, licences, **configs)
-    else:
-        by = "psnr" if plan.strength == 0 else "average"
-        job = image_finished(plan, work, watch, notices, refined.splats, scratch, licences, by, **configs)
-    return (yield from job)
-
-
-def _as_fitted(plan: RefinePlan) -> tuple[FitResult, list[Views]]:
-    """An image result as if it had been fitted to its pictures."""
-    from splat.optimise import FitResult
-
-    views = [subject.view(f"picture_{i}") for i, subject in enumerate(plan.ready.subjects)]
-    return FitResult(plan.ready.splats, [v.cameras for v in views], torch.zeros(len(views), 2, 3), 0.0, 0), views
+    return (
+        yield from photos_finished(
+            plan, work, watch, notices, refined, left_out, scratch, generator.licences, refine_graft=config
+        )
+    )
 
 
 def graft_config(plan: RefinePlan, gaussians: int, taught: float) -> GraftConfig:
     from diffusion.graft import GraftConfig
     from diffusion.refine_object import RefineConfig
 
-    presets = IMAGE_PRESETS if plan.of == "image" else PRESETS
-    most = max(presets[plan.options.preset].max_gaussians, gaussians)
+    most = max(PRESETS[plan.options.preset].max_gaussians, gaussians)
     place = plan.place
     fit = RefineConfig(
         steps=plan.steps, max_gaussians=most, threads=place.threads, backend=place.renderer, seed=plan.options.seed
@@ -225,7 +194,7 @@ def _left_out(
         settings = {"steps": JUDGING_STEPS, "lr_means": 4.8e-4, "sh_degree": 1, "random_background": "masked"}
         settings |= {"max_gaussians": config.fit.max_gaussians, "threads": plan.place.threads, "seed": plan.options.seed}
         fitted = yield from fit(rest, initial[~unknown], FitConfig.for_photos(len(places) - 1, **settings))
-        made = yield from generate(fitted.splats, rest, None)
+        made = yield from generate(fitted.splats, rest)
         refined = yield from _grafted(fitted, made, rest, config, None)
         for found, splats in zip(scores, (fitted.splats, refined.splats), strict=True):
             found.append(_score(splats, small[i][[k]], plan.place.threads))

@@ -10,7 +10,7 @@ import functools
 import shutil
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from app.object_files import Drawing, closed_mesh, closed_mesh_plan, write_pictu
 from app.presets import IMAGE_PRESETS, PresetName
 from app.refine import Comparison, RefinePlan, copy_state, read_state
 from app.refined_files import Written, finished
-from app.report import Licence, Quality
+from app.report import Quality
 from app.result_folder import WorkFolder
 from app.stopwatch import Stopwatch
 from splat.errors import InputError
@@ -95,9 +95,6 @@ def image_finished(
     watch: Stopwatch,
     notices: Notices,
     refined: Splats,
-    scratch: tuple[str, ...] = (),
-    licences: Sequence[Licence] = (),
-    by: Literal["psnr", "average"] = "psnr",
     **configs: Any,
 ) -> Generator[Progress, None, Outcome]:
     """What every way of refining an image result ends with; scene.ply and the subjects are what a further one needs."""
@@ -105,7 +102,7 @@ def image_finished(
     preset, threads = IMAGE_PRESETS[plan.options.preset], plan.place.threads
     yield Progress("measure", 0, 1)
     (before, _), (after, fronts) = (_measured(s, subjects, threads) for s in (splats, refined))
-    compared = Comparison((before, after), None, by=by)
+    compared = Comparison((before, after), None)
 
     def write() -> Written:
         mesh, no_mesh = yield from closed_mesh(refined, preset)
@@ -120,8 +117,8 @@ def image_finished(
         return len(refined), 0 if mesh is None else len(mesh.faces), no_mesh
 
     configs = {"mesh": closed_mesh_plan(preset)} | configs
-    scratch = ("refined", "fit_checkpoint", *scratch)
-    return (yield from finished(plan, work, watch, notices, compared, configs, write, scratch, licences))
+    scratch = ("refined", "fit_checkpoint")
+    return (yield from finished(plan, work, watch, notices, compared, configs, write, scratch))
 
 
 def _refined(splats: Splats, subjects: Sequence[Subject], config: RefineConfig, state: Path) -> Generator[Progress, None, Any]:

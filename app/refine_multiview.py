@@ -13,6 +13,7 @@ from app.notices import Notices
 from app.object_files import stated_licences
 from app.refine import RefinePlan
 from app.refine_generated import WHITE, Generated, Generator3D, further_steps, generated_ready, generated_work
+from app.refine_photos import Ready
 from app.result_folder import WorkFolder
 from app.stopwatch import Stopwatch
 from diffusion.image_config import LEAST_STRENGTH, ImageSampleConfig
@@ -20,7 +21,6 @@ from splat.progress import Progress
 
 if TYPE_CHECKING:
     from splat.gaussians import Splats
-    from splat.similarity import Similarity
     from splat.views import Views
 
 __all__ = ["STRENGTH", "further_steps", "ready", "refine"]
@@ -30,7 +30,7 @@ STRENGTH = 0.6
 
 def ready(
     options: Refine, report: dict[str, Any], config: dict[str, Any], place: Place, steps: int, budget: int
-) -> tuple[Any, Estimate]:
+) -> tuple[Ready, Estimate]:
     seconds = SECONDS_IMAGE_MODEL + ImageSampleConfig.steps * SECONDS_PER_IMAGE_STEP
     return generated_ready(options, report, config, place, steps, budget, seconds, BYTES_IMAGE_MODEL)
 
@@ -47,8 +47,8 @@ def load(plan: RefinePlan) -> Generator3D:
     model = ImageTo3D.load(None, plan.place.device)
     config = ImageSampleConfig(strength=max(plan.strength, LEAST_STRENGTH), threads=plan.place.threads)
 
-    def generate(splats: Splats, views: list[Views], frame: Similarity | None) -> Generator[Progress, None, Generated]:
-        frame = frame or object_frame(views, splats.means.median(0).values)
+    def generate(splats: Splats, views: list[Views]) -> Generator[Progress, None, Generated]:
+        frame = object_frame(views, splats.means.median(0).values)
         photos = framed_photos(views, frame, model.side, WHITE)
         given = known_views(splats.transformed(frame), *photos, plan.place.threads)
         made = yield from regenerated_views(model, given, plan.options.seed, config)

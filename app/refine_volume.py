@@ -14,6 +14,7 @@ from app.object_files import stated_licences
 from app.prompts import read_prompts
 from app.refine import RefinePlan
 from app.refine_generated import Generated, Generator3D, further_steps, generated_ready, generated_work
+from app.refine_photos import Ready
 from app.result_folder import WorkFolder
 from app.stopwatch import Stopwatch
 from diffusion.text_config import LEAST_STRENGTH, TextSampleConfig
@@ -21,7 +22,6 @@ from splat.progress import Progress
 
 if TYPE_CHECKING:
     from splat.gaussians import Splats
-    from splat.similarity import Similarity
     from splat.views import Views
 
 __all__ = ["STRENGTH", "further_steps", "ready", "refine"]
@@ -31,7 +31,7 @@ STRENGTH = 0.3
 
 def ready(
     options: Refine, report: dict[str, Any], config: dict[str, Any], place: Place, steps: int, budget: int
-) -> tuple[Any, Estimate]:
+) -> tuple[Ready, Estimate]:
     if options.prompt:
         read_prompts((options.prompt,))  # raises for what no prompt can be
     seconds = SECONDS_TEXT_MODEL + SECONDS_PER_CANDIDATE
@@ -51,8 +51,8 @@ def load(plan: RefinePlan) -> Generator3D:
     config = TextSampleConfig(strength=max(plan.strength, LEAST_STRENGTH), threads=plan.place.threads)
     prompt = read_prompts((plan.options.prompt,))[0] if plan.options.prompt else ""
 
-    def generate(splats: Splats, views: list[Views], frame: Similarity | None) -> Generator[Progress, None, Generated]:
-        frame = frame or object_frame(views, splats.means.median(0).values, turned=False)
+    def generate(splats: Splats, views: list[Views]) -> Generator[Progress, None, Generated]:
+        frame = object_frame(views, splats.means.median(0).values, turned=False)
         made = yield from regenerated_volume(model, splats.transformed(frame), prompt, plan.options.seed, config)
         return Generated(made.transformed(frame.inverse()), frame)
 

@@ -5,12 +5,10 @@ import json
 import math
 from pathlib import Path
 
-import image_stand_in
 import pytest
 import torch
 
 from app import commands, refine_generated, refine_multiview, refine_volume
-from app.image_pipeline import picture_to_scene
 from app.pipelines import photos_to_scene
 from app.refine import refine_result
 from app.refine_generated import Generated, Generator3D
@@ -80,11 +78,11 @@ def oracle(splats_of):
     asked = []
 
     def load(plan):
-        def generate(splats, views, frame):
+        def generate(splats, views):
             asked.append(views)
             yield Progress("views", 1, 1)
             world = torch.tensor(plan.report["result_from_input"], dtype=torch.float64)
-            frame = frame or object_frame(views, splats.means.median(0).values)
+            frame = object_frame(views, splats.means.median(0).values)
             return Generated(splats_of().transformed(Similarity.from_matrix(world)), frame)
 
         return Generator3D(generate, [Licence("Oracle", "CC0-1.0")])
@@ -155,24 +153,6 @@ def test_without_held_out_photos_each_is_left_out_in_turn_and_a_cut_run_goes_on(
     assert not any("Nothing was held out" in w for w in outcome.report["warnings"])
 
 
-def test_an_object_made_from_a_picture_gets_other_sides_and_a_word_that_nothing_judges_them(tmp_path, monkeypatch):
-    camera = Cameras.orbit(1, 1.9, 20.0, 49.1, 96, 96)
-    drawn = render(truth(), camera, RenderOptions(background=torch.ones(3)))
-    save_image(tmp_path / "ball.png", torch.cat([drawn.rgb[0].clamp(0, 1), drawn.alpha[0, ..., None]], dim=-1))
-    options = commands.Image(inputs=(tmp_path / "ball.png",), out=tmp_path / "objects", preset="draft", refine=5, threads=1)
-    result = run(picture_to_scene(options, image_stand_in.load))[0].out
-    load = oracle(truth)
-    monkeypatch.setattr(refine_multiview, "load", load)
-    outcome, _ = run(refine_result(refine(result, tmp_path / "out")))
-    told = outcome.report["refine"]
-    assert (told["of"], told["kept"], told["judged_by"]) == ("image", "refined", "train")
-    assert "Nothing can tell whether --with multiview" in outcome.report["warnings"][-1]
-    assert [len(v) for v in load.asked[0]] == [1]
-    assert {p.name for p in outcome.out.iterdir()} == {p.name for p in result.iterdir()}
-    unchanged, _ = run(refine_result(refine(result, tmp_path / "same", strength=0.0)))
-    assert (unchanged.out / "scene.ply").read_bytes() == (result / "scene.ply").read_bytes()
-
-
 def test_bad_input_is_told_in_a_sentence(held_out, tmp_path):
     def told(wanted: commands.Refine) -> str:
         with pytest.raises(InputError) as error:
@@ -196,6 +176,7 @@ def test_bad_input_is_told_in_a_sentence(held_out, tmp_path):
     (copy / "report.json").write_text(json.dumps(report | {"command": "image"}))
     (copy / "config.json").write_text("{}")
     (copy / "state").mkdir()
-    assert "nothing would tell whether" in told(refine(copy, out, way="volume"))
+    for way in ("multiview", "volume"):
+        assert "nothing would tell whether" in told(refine(copy, out, way=way))
     (copy / "report.json").write_text(json.dumps(report | {"command": "text"}))
     assert "was made by the text command" in told(refine(copy, out))
