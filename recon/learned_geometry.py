@@ -10,7 +10,7 @@ from torch import Tensor
 
 from recon.fill_depths import FillConfig, fill_depths
 from recon.poses import Poses
-from recon.poses.from_prior import cameras_and_depths
+from recon.poses.from_prior import depths_alone
 from recon.priors import DepthMap
 from recon.priors.depth_guess import DepthGuess
 from recon.priors.learned import PriorWeights
@@ -70,10 +70,9 @@ def _scaled(views: list[Views], weights: PriorWeights, device: str) -> Generator
     names = [name for view in views for name in view.names]
     images = [image for view in views for image in view.images]
     focals = [float(K[0, 0]) for view in views for K in view.cameras.K]
-    job = cameras_and_depths(images, names, weights, device, focals)
+    job = depths_alone(images, names, weights, device, focals)
     while True:
         try:
             yield replace(next(job), stage="prior")
         except StopIteration as end:
-            placed, _ = end.value
-            return [DepthGuess(p[1].name, p[1].depth, "scaled", p[1].confidence) for p in placed if p is not None]
+            return [DepthGuess(d.name, d.depth, "scaled", d.confidence) for d in end.value]

@@ -51,6 +51,27 @@ def photo_depth(
     return _of_photo(name, size, window, torch.where(known, middle.exp(), 0.0).float(), confidence.float())
 
 
+def own_depth(
+    name: str,
+    size: tuple[int, int],
+    window: Window,
+    predictions: Sequence[StereoPrediction],
+    least: float,
+    tolerance: float,
+) -> DepthMap:
+    """Of the first photo of all `predictions`, by its own pointmaps alone: neither their scales nor any motion is needed.
+
+    Median depth 1; as `photo_depth` otherwise.
+    """
+    seen = []
+    for prediction in predictions:
+        z = prediction.points[0, ..., 2]
+        good = z[(z > 0) & z.isfinite() & (prediction.confidence[0] >= least)]
+        if len(good):
+            seen.append((prediction, 1 / float(good.double().median()), 0, np.eye(4)))
+    return photo_depth(name, size, window, seen, least, tolerance)
+
+
 def _weighted_median(values: Tensor, weights: Tensor) -> Tensor:
     """Along the first of [P, H, W]."""
     ordered, order = values.sort(0)

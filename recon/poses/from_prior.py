@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from recon.align_pairs import AlignPairsConfig, PairPrediction, Window, align_pairs
 from recon.consistency import Posed, agreement
+from recon.pair_depths import own_depth
 from recon.poses import PoseConfig, Poses, Solver
 from recon.priors import DepthMap
 from recon.priors.learned import PriorWeights
@@ -80,15 +82,15 @@ def cameras_and_depths(
 
     `focals` are known focal lengths in pixels, for networks that cannot tell them well.
     """
+    if weights.family.gives == "pairs":
+        return (yield from _from_pairs(images, names, weights, device, focals))
+    assert weights.family.gives == "cameras", weights.family.gives
     module = importlib.import_module(weights.family.module)
     sizes = [(image.shape[1], image.shape[0]) for image in images]
     batch, boxes = framed(images, module.SIDE, module.MULTIPLE)
     yield Progress("poses", 0, 1, f"{weights.family.title} looks at {len(images)} photos")
-    if weights.family.gives == "cameras":
-        prediction = checked(module.predict_scene(batch, weights, device), names, weights)
-        return prediction.of_photos(boxes, sizes, names), [None] * len(images)
-    assert weights.family.gives == "pairs", weights.family.gives
-    return (yield from _from_pairs(module, batch, boxes, sizes, names, weights, device, focals))
+    prediction = checked(module.predict_scene(batch, weights, device), names, weights)
+    return prediction.of_photos(boxes, sizes, names), [None] * len(images)
 
 
 def pairs_of(images: Sequence[Tensor]) -> list[tuple[int, int]]:
@@ -97,26 +99,56 @@ def pairs_of(images: Sequence[Tensor]) -> list[tuple[int, int]]:
     return sorted(near + [(j, i) for i, j in near])
 
 
-def _from_pairs(module, batch, boxes, sizes, names, weights, device, focals):
-    from recon.align_pairs import AlignPairsConfig, PairPrediction, Window, align_pairs
+def depths_alone(
+    images: Sequence[Tensor],
+    names: Sequence[str],
+    weights: PriorWeights,
+    device: str,
+    focals: Sequence[float | None] = (),
+) -> Generator[Progress, None, list[DepthMap]]:
+    """Depth of each picture, each at a scale of its own, from a prior whose cameras are not asked for.
 
-    pairs = pairs_of(list(batch.permute(0, 2, 3, 1)))
-    known = [f / max(size) for f, size in zip(focals, sizes) if f is not None]
-    focal = sorted(known)[len(known) // 2] if len(known) == len(sizes) else None
-    told = {"focal": focal} if getattr(module, "TAKES_FOCAL", False) else {}
-    predictions = yield from module.predict_pairs(batch, pairs, weights, device, **told)
-    height, width = batch.shape[2:]
-    windows = []
-    for box, (w, h) in zip(boxes, sizes):
-        x, y = w / box.width, h / box.height  # photo pixels per pixel of the grid
-        windows.append(Window(-box.left * x, -box.top * y, width * x, height * y))
-    found = [PairPrediction(i, j, prediction) for (i, j), prediction in zip(pairs, predictions)]
+    Of a pair prior, each picture's own pointmaps are brought together, whatever it says of the motion between two.
+    """
+    if weights.family.gives != "pairs":
+        placed, _ = yield from cameras_and_depths(images, names, weights, device, focals)
+        return [p[1] for p in placed if p is not None]
+    found, windows, _ = yield from _asked(images, weights, device, focals)
+    sizes = [(image.shape[1], image.shape[0]) for image in images]
+    config = AlignPairsConfig()
+    return [
+        own_depth(name, size, window, [p.prediction for p in found if p.first == k], config.min_confidence, config.tolerance)
+        for k, (name, size, window) in enumerate(zip(names, sizes, windows))
+    ]
+
+
+def _from_pairs(images, names, weights, device, focals):
+    found, windows, focal = yield from _asked(images, weights, device, focals)
+    sizes = [(image.shape[1], image.shape[0]) for image in images]
     aligned = yield from align_pairs(sizes, found, AlignPairsConfig(focal=focal, refine_focal=focal is None), windows)
     placed: list[Placed | None] = []
     for camera, depth, name in zip(aligned.cameras, aligned.depths, names):
         placed.append(None if camera is None or depth is None else (camera, replace(depth, name=name)))
     reasons = [None if p is not None else (r or "no depth was found for it") for p, r in zip(placed, aligned.reasons)]
     return placed, reasons
+
+
+def _asked(images, weights: PriorWeights, device: str, focals):
+    """(predictions of pairs, the part of each picture that they cover, the focal length in long sides where all have one)."""
+    module = importlib.import_module(weights.family.module)
+    batch, boxes = framed(images, module.SIDE, module.MULTIPLE)
+    yield Progress("poses", 0, 1, f"{weights.family.title} looks at {len(images)} photos")
+    pairs = pairs_of(list(batch.permute(0, 2, 3, 1)))
+    known = [f / max(image.shape[:2]) for f, image in zip(focals, images) if f is not None]
+    focal = sorted(known)[len(known) // 2] if len(known) == len(images) else None
+    told = {"focal": focal} if getattr(module, "TAKES_FOCAL", False) else {}
+    predictions = yield from module.predict_pairs(batch, pairs, weights, device, **told)
+    height, width = batch.shape[2:]
+    windows = []
+    for box, image in zip(boxes, images):
+        x, y = image.shape[1] / box.width, image.shape[0] / box.height  # photo pixels per pixel of the grid
+        windows.append(Window(-box.left * x, -box.top * y, width * x, height * y))
+    return [PairPrediction(i, j, prediction) for (i, j), prediction in zip(pairs, predictions)], windows, focal
 
 
 def _points(placed: Placed, image: Tensor) -> PointCloud:
