@@ -83,7 +83,10 @@ def cost_of(chosen: ChosenRepairer, views: int, size: tuple[int, int], lora_step
     from diffusion.sd_repair import repair_cost
     from diffusion.train_lora import lora_cost
 
-    repair, lora = repair_cost(chosen.repair, views, *size), lora_cost(chosen.repair, lora_steps)
+    repair = repair_cost(chosen.repair, views, *size)
+    if not lora_steps:
+        return repair
+    lora = lora_cost(chosen.repair, lora_steps)
     return replace(repair, seconds=repair.seconds + lora.seconds, memory=max(repair.memory, lora.memory))
 
 
