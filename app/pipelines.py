@@ -385,6 +385,7 @@ def _fit_config(plan: Plan, photos: tuple) -> Any:
     return for_few_photos(
         len(photos),
         poses_given=_poses_given(plan.options),
+        masked=all(p.mask is not None for p in photos),
         without=plan.options.without if plan.regularised else PARTS,
         steps=preset.steps,
         checkpoint_every=max(10, min(250, preset.steps // 4)),

@@ -100,9 +100,11 @@ ROWS = {
     "+ drop": Row("dense", terms={"drop": 0.2}),
     "+ smoothing": Row("dense", terms={"smoothing": True}),
     "+ mean of last steps": Row("dense", {"average_from": 0.8}),
-    **{f"+ {part}": Row("dense", without=all_but(part)) for part in PARTS},
+    "+ depth": Row("dense", terms={"absolute_depth": 0.1}),
+    **{f"+ {part}": Row("dense", without=all_but(part)) for part in PARTS if part != "depth"},
     "full": Row("dense", without=()),
     **{f"full without {part}": Row("dense", without=(part,)) for part in PARTS},
+    "full with depth": Row("dense", terms={"absolute_depth": 0.1, "normals": 0.01}, without=()),
     "full from sfm": Row("sfm", without=(), filled=False),
 }
 
@@ -362,7 +364,8 @@ def config_of(row: Row, scene: Scene, **settings) -> FitConfig:
     count = sum(len(v) for v in scene.train)
     settings = {"exposure": True} | settings | row.changes | terms
     error = scene.facts.get("reprojection_rad", UNSURE)
-    return for_few_photos(count, poses_given=scene.posed, pose_error_rad=error, without=row.without, **settings)
+    masked = all(v.masks is not None for v in scene.train)
+    return for_few_photos(count, poses_given=scene.posed, masked=masked, pose_error_rad=error, without=row.without, **settings)
 
 
 def pose_facts(scene: Scene) -> dict[str, float]:

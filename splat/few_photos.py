@@ -5,7 +5,6 @@ What every part brings, and what was tried and brought nothing, is in docs/few-p
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection
 from typing import Any, Literal, get_args
 
@@ -13,8 +12,8 @@ from splat.optimise import FitConfig
 from splat.regularise import RegulariserConfig
 
 FEW_PHOTOS = 12  # up to here they say too little; above, the stereo of the start says enough
-# Rates of the cameras, radians. Slower than the least, and renders of rendered rooms match worse; as fast, and cameras of our own
-# solver that were right within a tenth of a degree end two tenths away, where the photos agree with the splats.
+# Rates of the cameras, radians. Slower than the least, and renders of rendered rooms match worse; as fast, and cameras of our
+# own solver that were right within a tenth of a degree end two tenths away, where the photos agree with the splats.
 LEAST_RATE, MOST_RATE = 2e-4, 1e-3
 POSE_RATE = 0.03  # times what the solver left unexplained, in between
 UNSURE = 0.01  # rad, error of cameras of which nobody knows how good they are
@@ -29,18 +28,24 @@ def pose_rates(error_rad: float) -> dict[str, float]:
 
 
 def for_few_photos(
-    count: int, *, poses_given: bool, pose_error_rad: float = UNSURE, without: Collection[Part] = (), **changes: Any
+    count: int,
+    *,
+    poses_given: bool,
+    masked: bool = False,
+    pose_error_rad: float = UNSURE,
+    without: Collection[Part] = (),
+    **changes: Any,
 ) -> FitConfig:
     """`FitConfig.for_photos(count, **changes)` with all parts but those in `without`; it needs `Priors` of the photos.
 
-    depth: rendered depth stays near that of stereo; normals: so does its slope; poses: cameras move with the fit, unless they
-    were given, as fast as `pose_rates` says; rates: Gaussians move three times as fast as in 3DGS, so that surfaces find their
-    place in fewer steps.
+    depth: rendered depth stays near that of stereo, where all photos are `masked`; whole scenes are better without. normals: so
+    does its slope, in any scene. poses: cameras move with the fit, unless they were given, as fast as `pose_rates` says. rates:
+    Gaussians move three times as fast as in 3DGS, so that surfaces find their place in fewer steps.
     """
     method: dict[str, Any] = {} if "rates" in without else {"lr_means": 4.8e-4, "lr_means_final": 4.8e-6}
-    terms = {"depth": {"absolute_depth": 0.1}, "normals": {"normals": 0.01}}
-    kept = [values for part, values in terms.items() if part not in without]
-    method["regularise"] = dataclasses.replace(RegulariserConfig(), **{k: v for values in kept for k, v in values.items()})
+    method["regularise"] = RegulariserConfig(
+        absolute_depth=0.1 if masked and "depth" not in without else 0.0, normals=0.0 if "normals" in without else 0.01
+    )
     if not poses_given and "poses" not in without:
         method |= {"refine_poses": True} | pose_rates(pose_error_rad)
     return FitConfig.for_photos(count, **(method | changes))

@@ -45,7 +45,7 @@ def test_the_result_folder_is_complete(result):
     assert {"prior", "fit", "mesh", "turntable"} <= {s["name"] for s in report["stages"]}
     fit = json.loads((result / "config.json").read_text())["fit"]
     assert fit["steps"] == 150
-    assert fit["regularise"]["absolute_depth"] > 0 and not fit["refine_poses"], "few photos, whose poses were given"
+    assert fit["regularise"]["normals"] > 0 and not fit["refine_poses"], "few photos, whose poses were given"
 
 
 def test_the_fit_is_plain_where_that_is_asked_for_and_photos_are_few_only_without_those_held_out(capture, tmp_path):
@@ -61,7 +61,7 @@ def test_the_fit_is_plain_where_that_is_asked_for_and_photos_are_few_only_withou
 
     regularised, config = planned()
     assert regularised and config.regularise.needs_priors
-    assert planned(without=("depth",))[1].regularise == replace(config.regularise, absolute_depth=0.0)
+    assert planned(without=("normals",))[1].regularise == replace(config.regularise, normals=0.0)
     regularised, config = planned(regularise="none")
     assert not regularised and config == FitConfig.for_photos(8, **{name: getattr(config, name) for name in SET_BY_THE_JOB})
     with pytest.MonkeyPatch.context() as patch:

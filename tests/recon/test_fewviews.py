@@ -44,14 +44,14 @@ def capture(tmp_path):
 
 def test_every_row_is_a_fit(fewviews):
     camera = Cameras.orbit(8, 3.0, 0, 45, 32, 32)
-    views = Views(torch.rand(8, 32, 32, 3), tuple("abcdefgh"), camera)
+    views = Views(torch.rand(8, 32, 32, 3), tuple("abcdefgh"), camera, torch.ones(8, 32, 32))
     for posed in (True, False):
         scene = fewviews.Scene("x", [views], [], None, None, [], None, posed, {})
         config = {name: fewviews.config_of(row, scene, steps=7) for name, row in fewviews.ROWS.items()}
         assert all(
             c.steps == 7 and c.regularise.needs_priors <= (fewviews.ROWS[n].start != "random") for n, c in config.items()
         )
-        assert config["full"] == for_few_photos(8, poses_given=posed, steps=7, exposure=True)
+        assert config["full"] == for_few_photos(8, poses_given=posed, masked=True, steps=7, exposure=True)
         assert config["dense"] == FitConfig.for_photos(8, steps=7, exposure=True)
         assert config["full"].refine_poses == (not posed) == config["+ poses"].refine_poses
         assert not config["full without poses"].refine_poses and config["full without poses"].regularise.absolute_depth > 0

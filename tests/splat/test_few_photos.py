@@ -9,9 +9,11 @@ def test_without_its_parts_it_is_the_fit_for_any_number():
 
 
 def test_every_part_changes_something_and_only_solved_cameras_move():
-    full = for_few_photos(6, poses_given=False)
+    full = for_few_photos(6, poses_given=False, masked=True)
     for part in PARTS:
-        assert for_few_photos(6, poses_given=False, without=(part,)) != full, part
+        assert for_few_photos(6, poses_given=False, masked=True, without=(part,)) != full, part
+    whole = for_few_photos(6, poses_given=False)
+    assert whole == for_few_photos(6, poses_given=False, masked=True, without=("depth",)), "depth is for masked subjects"
     assert full.refine_poses and not for_few_photos(6, poses_given=True).refine_poses
     assert for_few_photos(6, poses_given=True, lr_means=1e-5).lr_means == 1e-5, "changes have the last word"
 
