@@ -2,18 +2,24 @@
 
 import json
 import sys
+import types
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import get_args
 
 import pytest
+import torch
 from huggingface_hub import constants
 
 from app import __main__ as entry
 from app import commands
+from app.pipelines import _fit_config, _reconstruct_config, plan_photos
 from recon.priors.learned import LEARNED_PRIORS
+from recon.reconstruct import reconstruct
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recon"))
-from learned_stand_ins import tiny_depth_anything
+from learned_stand_ins import as_vggt, finished, tiny_depth_anything
+from stereo_scenes import sphere
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -101,3 +107,43 @@ def test_normals_without_the_fit_that_uses_them_are_refused(capture, tmp_path, c
     more = ["--prior", "marigold-normals", "--prior-weights", tmp_path / "weights", "--regularise", "none"]
     assert photos(capture, tmp_path / "R", *more) == 2
     assert "Normals serve the regularised fit alone" in capsys.readouterr().err
+
+
+def test_cameras_by_a_network_from_one_command(capture, tmp_path, monkeypatch, empty_cache):
+    """A package named vggt whose network knows the capture: a ball of radius 0.5 at the origin."""
+
+    class Known:
+        def to(self, device):
+            return self
+
+        def __call__(self, images):
+            cameras = capture.cameras.resized(images.shape[4], images.shape[3])
+            hits = torch.stack([ball(c) for c in (cameras[i] for i in range(len(cameras)))])
+            return as_vggt(cameras, hits, torch.where(hits > 0, 6.0, 1.0))
+
+    def ball(camera):
+        origin, towards = camera.centers[0], camera.unproject(camera.pixel_centers, torch.ones(camera.height, camera.width))
+        depth = sphere([0.0, 0, 0], 0.5)(origin, towards - origin)
+        return torch.where(depth.isfinite(), depth, 3.0)  # what is behind the ball, as networks say
+
+    package = types.ModuleType("vggt.models.vggt")
+    package.VGGT = object
+    for name in ("vggt", "vggt.models", "vggt.models.vggt"):
+        module = package if name == package.__name__ else types.ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr("recon.priors.vggt.load_mixin", lambda kind, folder: Known())
+    monkeypatch.setattr("recon.priors.vggt.SIDE", 70)
+    (tmp_path / "weights").mkdir()
+    options = commands.Photos(
+        inputs=(capture.photos,), out=tmp_path / "R", preset="draft", max_side=64, threads=1, holdout=4,
+        poses="prior", prior=("vggt",), prior_weights=(str(tmp_path / "weights"),),
+    )  # fmt: skip
+    plan = plan_photos(options)
+    assert plan.learned[0].notice.startswith("VGGT from") and "CC-BY-NC-4.0" in plan.learned[0].notice
+    scene, _ = finished(reconstruct(plan.photos, _reconstruct_config(plan)))
+    assert scene.reasons == {} and scene.facts["prior_agreement"] > 0.5
+    assert [sum(len(v) for v in views) for views in (scene.train, scene.heldout)] == [6, 2]
+    assert _fit_config(plan, plan.photos).refine_poses  # a network's cameras move on with the fit
+    truth = capture.cameras[[i for i in range(8) if i % 4]].transformed(scene.result_from_input)
+    torch.testing.assert_close(scene.train[0].cameras.cam_from_world, truth.cam_from_world, atol=1e-3, rtol=0)
