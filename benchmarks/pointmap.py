@@ -87,11 +87,11 @@ def fitted(name, row, photos, train, test, transforms, weights: PriorWeights | N
     scene = result_of(reconstruct([photos[i] for i in train], config))
     settings = for_few_photos(len(train), poses_given=True, steps=args.steps, exposure=False)
     result = result_of(fit(scene.train, scene.initial, settings, None, scene.priors))
-    tests = [photos[i] for i in test]
+    tests = {photos[i].name for i in test}
     found, true = [], []
-    for view in (v.limited(args.side) for v in undistort(tests, load_poses(transforms, tests))):
+    for view in (v.limited(args.side) for v in undistort(photos, load_poses(transforms, photos))):
         cameras = view.cameras.transformed(scene.result_from_input)
-        for i in range(len(view)):
+        for i in (i for i, photo in enumerate(view.names) if photo in tests):
             found.append(render(result.splats, cameras[i], RenderOptions()).rgb[0].clamp(0, 1))
             true.append(view.images[i])
     scores = [(float(psnr(a, b)), float(ssim(a, b))) for a, b in zip(found, true)]
