@@ -54,6 +54,10 @@ def test_volumes_of_objects_with_confirmed_licences(objects, tmp_path, capsys):
         (["text-shape", "--size", "gvgen"], "has one size"),
         (["image-denoiser", "--size", "gvgen"], "has one size"),
         (["text-dense-field"], "run the step 'bank' first"),
+        (["repair-pairs"], "give their folder"),
+        (["repair-pairs", "--steps", "5"], "trains no network"),
+        (["repair-network"], "run the step 'pairs' first"),
+        (["repair-network", "--text"], "reads no sentences"),
     ],
 )
 def test_what_cannot_be_trained_is_one_sentence_and_leaves_nothing(words, sentence, tmp_path, capsys):
