@@ -54,7 +54,7 @@ def _shipped() -> list[Weights]:
 
 
 def priors() -> list[dict[str, Any]]:
-    """The learned priors of `photos --prior`: what each needs, its licences, and the weights found in the Hugging Face cache."""
+    """The learned priors of `photos --prior`: what each needs, its licences, and its weights in the Hugging Face cache."""
     from recon.priors.learned import LEARNED_PRIORS, cache_folder, cached_weights
 
     return [

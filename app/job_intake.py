@@ -14,7 +14,8 @@ from app.result_folder import is_complete
 from app.uploads import admit_files, folder_bytes
 from splat.errors import InputError
 
-SERVER_ONLY = ("weights", "matting", "cluster", "prompts")  # options that name what lies on the server
+# Options that name what lies on the server, and that visitors leave as they are.
+SERVER_ONLY = ("weights", "matting", "cluster", "prompts", "prior", "prior_weights", "repairer", "lora_steps")
 
 
 def take_in(command: Any, folder: Path, limits: QueueLimits) -> Any:
@@ -22,9 +23,9 @@ def take_in(command: Any, folder: Path, limits: QueueLimits) -> Any:
 
     Raises `InputError` for options that are not for visitors, and over the limits.
     """
-    for name in SERVER_ONLY:
-        if getattr(command, name, None) is not None:
-            raise InputError(f"The option {name} names something on the server, and is for the command line alone.")
+    for field in dataclasses.fields(command):
+        if field.name in SERVER_ONLY and getattr(command, field.name) != field.default:
+            raise InputError(f"The option {field.name} names something on the server, and is for the command line alone.")
     home = folder.parent
     room, free = room_of(home, limits)
     changes: dict[str, Any] = {"out": folder / "result", "resume": True, "overwrite": False, "quiet": True, "json": False}

@@ -50,6 +50,7 @@ def photos_tab(studio: Studio) -> JobView:
                 steps = gr.Textbox("", label="Steps", info=tips["steps"])
                 seed = gr.Number(0, precision=0, minimum=0, label="Seed", info=tips["seed"])
                 colmap_out = gr.Checkbox(False, label="COLMAP model", info=tips["colmap_out"])
+                repair = gr.Checkbox(False, label="Repair", info=tips["repair"])
             make = gr.Button("Make the scene", variant="primary", elem_id="photos-make")
         with gr.Column(scale=3, min_width=300):
             view = job_view(studio, "photos", WELCOME)
@@ -71,7 +72,19 @@ def photos_tab(studio: Studio) -> JobView:
             shutil.rmtree(folder, ignore_errors=True)
 
     def submit_photos(
-        files, preset, cut_out, real_size, holdout, intrinsics, poses, max_side, steps, seed, colmap_out, request: gr.Request
+        files,
+        preset,
+        cut_out,
+        real_size,
+        holdout,
+        intrinsics,
+        poses,
+        max_side,
+        steps,
+        seed,
+        colmap_out,
+        repair,
+        request: gr.Request,
     ) -> str:
         """Photos or a video to a scene; returns the job's id."""
         try:
@@ -87,6 +100,7 @@ def photos_tab(studio: Studio) -> JobView:
                 max_side=whole(max_side, "Max side"),
                 steps=whole(steps, "Steps"),
                 colmap_out=bool(colmap_out),
+                repair=bool(repair),
                 **studio.common(preset, seed),
             )
             names = [path.name for path in _paths(files)]
@@ -107,7 +121,7 @@ def photos_tab(studio: Studio) -> JobView:
     example.click(examples, None, files, **quiet).success(lambda: gr.HTML(visible=True), None, judged, **quiet).success(
         examine, files, judged, **look_at
     )
-    inputs = [files, preset, cut_out, real_size, holdout, intrinsics, poses, max_side, steps, seed, colmap_out]
+    inputs = [files, preset, cut_out, real_size, holdout, intrinsics, poses, max_side, steps, seed, colmap_out, repair]
     view.look(make.click(submit_photos, inputs, view.selected, api_name="submit_photos", show_progress="hidden"))
     return view
 

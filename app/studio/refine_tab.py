@@ -8,13 +8,14 @@ from pathlib import Path
 from app import commands
 from app.studio.job_view import JobView, job_view
 from app.studio.quick_gradio import gr
-from app.studio.studio import ERRAND, PRESETS, Studio, result_of, sentence, whole
+from app.studio.studio import ERRAND, PRESETS, Studio, decimal, one_of, result_of, sentence, whole
 from app.studio.visitor import session_of
 from app.tooltips import tooltips
 from splat.errors import InputError, SplatsmithError
 
-WELCOME = "Choose a result of photos or of a picture, and fit it longer. Where that does not help, it stays as it was."
+WELCOME = "Choose a result of photos or of a picture, and make it better. Where that does not help, it stays as it was."
 SIDE = 640  # px of the pictures compared
+WAYS = ("steps", "repair", "multiview", "volume")
 
 
 def refine_tab(studio: Studio) -> tuple[JobView, gr.Dropdown]:
@@ -26,10 +27,12 @@ def refine_tab(studio: Studio) -> tuple[JobView, gr.Dropdown]:
             chosen = gr.Dropdown(
                 [], label="Result", info=tips["result"], allow_custom_value=True, elem_id="refine-result-choice"
             )
-            way = gr.Radio(["steps"], value="steps", label="With", info=tips["way"])
+            way = gr.Radio(WAYS, value="steps", label="With", info=tips["way"])
             preset = gr.Radio(PRESETS, value="standard", label="Preset", info=tips["preset"])
             with gr.Accordion("More options", open=False):
                 steps = gr.Textbox("", label="Steps", info=tips["steps"])
+                strength = gr.Number(None, minimum=0, maximum=1, label="Strength", info=tips["strength"])
+                prompt = gr.Textbox("", label="Prompt", info=tips["prompt"])
                 seed = gr.Number(0, precision=0, minimum=0, label="Seed", info=tips["seed"])
             make = gr.Button("Refine", variant="primary", elem_id="refine-make")
             compare = gr.Button("Before and after in one picture", elem_id="refine-compare")
@@ -39,8 +42,8 @@ def refine_tab(studio: Studio) -> tuple[JobView, gr.Dropdown]:
         with gr.Column(scale=3, min_width=300):
             view = job_view(studio, "refine", WELCOME)
 
-    def submit_refine(chosen, way, preset, steps, seed, request: gr.Request) -> str:
-        """A result, as JOB/NUMBER, fitted further; returns the job's id."""
+    def submit_refine(chosen, way, preset, steps, seed, strength, prompt, request: gr.Request) -> str:
+        """A result, as JOB/NUMBER, made better; returns the job's id."""
         try:
             if not chosen:
                 raise InputError("Choose a result first; those of photos and of pictures can be refined.")
@@ -48,9 +51,14 @@ def refine_tab(studio: Studio) -> tuple[JobView, gr.Dropdown]:
             folder = result_of(record, chosen)
             if folder is None:
                 raise InputError("There is no such result here; it may have expired or been deleted.")
-            if way != "steps":
-                raise InputError("With is steps.")
-            command = commands.Refine(result=folder, way="steps", steps=whole(steps, "Steps"), **studio.common(preset, seed))
+            command = commands.Refine(
+                result=folder,
+                way=one_of(WAYS, way, "With"),
+                steps=whole(steps, "Steps"),
+                strength=decimal(strength, "Strength"),
+                prompt=str(prompt or ""),
+                **studio.common(preset, seed),
+            )
             return studio.queue.submit(session_of(request), command, f"refined: {record.title}")
         except SplatsmithError as error:
             raise sentence(error) from error
@@ -79,7 +87,7 @@ def refine_tab(studio: Studio) -> tuple[JobView, gr.Dropdown]:
         except SplatsmithError as error:
             raise sentence(error) from error
 
-    inputs = [chosen, way, preset, steps, seed]
+    inputs = [chosen, way, preset, steps, seed, strength, prompt]
     view.look(make.click(submit_refine, inputs, view.selected, api_name="submit_refine", show_progress="hidden"))
     compare.click(compared, view.selected, slider, api_visibility="private", **ERRAND)
     return view, chosen

@@ -375,6 +375,8 @@ def test_what_lies_on_the_server_is_not_for_visitors(opened, tmp_path):
         commands.Text(sentences=("a chair",), prompts=Path("/etc/passwd"), out=Path("x")),
         commands.Text(sentences=("a chair",), weights=Path("/"), out=Path("x")),
         commands.Image(inputs=(), matting=Path("/etc/passwd"), out=Path("x")),
+        commands.Photos(inputs=(), prior_weights=("/etc",), out=Path("x")),
+        commands.Refine(result=Path("r"), repairer="/etc", out=Path("x")),
         commands.Image(inputs=(), cluster="ray://elsewhere:1", out=Path("x")),
     ):
         with pytest.raises(InputError, match="command line alone"):
