@@ -36,6 +36,7 @@ class RepairRoundsConfig:
     partners: int = 2  # photos that each photo is joined with; repaired views lie on the arcs between
     per_pair: int = 3
     scale: float = 1.0  # size of the repaired views in photos
+    margin: float = 0.0  # by which they reach beyond a photo's frame on every side, in shares of its width and height
     weight: float = 0.5  # of a repaired view beside a photo
     ssim_weight: float = 0.2  # share of 1 - SSIM in a repaired view's loss; LM-Gaussian has L1 alone
     doubt: float = 0.5  # of pixels that no photo saw, beside those that photos vouch for: there the repairer invents
@@ -170,10 +171,15 @@ def distance_weights(cameras: Cameras, photos: Sequence[Cameras]) -> Tensor:
 def _arcs(views: list[Views], config: RepairRoundsConfig, number: int) -> list[Cameras]:
     """Cameras (batches of one) on the arcs between photos; those of later rounds lie between those of earlier ones."""
     parts = config.per_pair * config.rounds
-    every = cameras_between(views, config.partners, parts, 1.0)  # each pair's `parts` cameras together
+    every = [_wider(c, config.margin) for c in cameras_between(views, config.partners, parts, 1.0)]  # pair by pair
     if not every:
         return []
     return [camera for k, camera in enumerate(every) if (k % parts) % config.rounds == number % config.rounds]
+
+
+def _wider(camera: Cameras, margin: float) -> Cameras:
+    x, y = round(margin * camera.width), round(margin * camera.height)
+    return camera.cropped(-x, -y, camera.width + 2 * x, camera.height + 2 * y)
 
 
 def _alike(cameras: Sequence[Cameras], most: int = 8) -> list[Cameras]:

@@ -55,7 +55,7 @@ def test_nonsense_leaves_the_result_as_it_is(result, tmp_path, monkeypatch):
     assert not (out / "invented").exists() and "--with repair did not help (SSIM" in outcome.report["warnings"][-1]
     assert {"name": "test", "licence": "CC0-1.0"} not in outcome.report["licences"], "its weights have no part in this result"
     left = {path.name for path in (out / "state").iterdir()}
-    assert left == {path.name for path in (result / "state").iterdir()}
+    assert left <= {path.name for path in (result / "state").iterdir()} and "fit.safetensors" in left
 
 
 def test_what_helps_is_kept_with_pictures_of_what_was_invented(result, tmp_path, monkeypatch):
