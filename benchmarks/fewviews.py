@@ -101,10 +101,13 @@ ROWS = {
     "+ smoothing": Row("dense", terms={"smoothing": True}),
     "+ mean of last steps": Row("dense", {"average_from": 0.8}),
     "+ depth": Row("dense", terms={"absolute_depth": 0.1}),
-    **{f"+ {part}": Row("dense", without=all_but(part)) for part in PARTS if part != "depth"},
+    "+ normals": Row("dense", terms={"normals": 0.01}),
+    "+ poses": Row("dense", without=all_but("poses")),
+    "+ rates": Row("dense", without=all_but("rates")),
     "full": Row("dense", without=()),
     **{f"full without {part}": Row("dense", without=(part,)) for part in PARTS},
-    "full with depth": Row("dense", terms={"absolute_depth": 0.1, "normals": 0.01}, without=()),
+    "full with normals": Row("dense", terms={"normals": 0.01}, without=()),
+    "full with depth and normals": Row("dense", terms={"absolute_depth": 0.1, "normals": 0.01}, without=()),
     "full from sfm": Row("sfm", without=(), filled=False),
 }
 
@@ -132,7 +135,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     done = json.loads(args.json.read_text())["rows"] if args.json and args.json.is_file() else []
     begun = time.monotonic()
-    print(f"{'scene':28} {'row':20} {'seed':>4} {'PSNR':>6} {'SSIM':>6} {'train':>6} {'splats':>7} {'CPU-s':>6}")
+    print(f"{'scene':28} {'row':27} {'seed':>4} {'PSNR':>6} {'SSIM':>6} {'train':>6} {'splats':>7} {'CPU-s':>6}")
     for views in args.views or [None]:
         for name, make in scenes(args, views):
             missing = [(r, s) for r in args.rows for s in args.seeds if not any(_is(d, name, r, s, args) for d in done)]
@@ -157,7 +160,7 @@ def main() -> None:
                 done.append({"scene": name, "row": row, "seed": seed} | measured(scene, ROWS[row], seed, args) | scene.facts)
                 r = done[-1]
                 print(
-                    f"{name:28} {row:20} {seed:4} {r['psnr']:6.2f} {r['ssim']:6.4f} {r['train_psnr']:6.2f} {r['splats']:7} "
+                    f"{name:28} {row:27} {seed:4} {r['psnr']:6.2f} {r['ssim']:6.4f} {r['train_psnr']:6.2f} {r['splats']:7} "
                     f"{r['cpu_seconds']:6.1f}",
                     flush=True,
                 )
@@ -187,7 +190,7 @@ def summary(rows: list[dict], args: argparse.Namespace) -> None:
         mine = [r for r in rows if r["row"] == row and r["steps"] == args.steps]
         if mine:
             value, similarity, seconds = (sum(r[k] for r in mine) / len(mine) for k in ("psnr", "ssim", "cpu_seconds"))
-            print(f"mean of {len(mine):3} {row:20} PSNR {value:.3f}  SSIM {similarity:.4f}  {seconds:.1f} CPU-s")
+            print(f"mean of {len(mine):3} {row:27} PSNR {value:.3f}  SSIM {similarity:.4f}  {seconds:.1f} CPU-s")
 
 
 def scenes(args: argparse.Namespace, views: int | None):

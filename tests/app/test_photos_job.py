@@ -16,6 +16,7 @@ from app import __main__ as entry
 from app.report import read_report
 from recon.poses.from_file import load_poses
 from splat.io import load
+from splat.io.images import save_image
 from splat.optimise import FitConfig
 
 SET_BY_THE_JOB = (
@@ -45,7 +46,7 @@ def test_the_result_folder_is_complete(result):
     assert {"prior", "fit", "mesh", "turntable"} <= {s["name"] for s in report["stages"]}
     fit = json.loads((result / "config.json").read_text())["fit"]
     assert fit["steps"] == 150
-    assert fit["regularise"]["normals"] > 0 and not fit["refine_poses"], "few photos, whose poses were given"
+    assert fit["lr_means"] == 4.8e-4 and not fit["refine_poses"], "few photos, whose poses were given"
 
 
 def test_the_fit_is_plain_where_that_is_asked_for_and_photos_are_few_only_without_those_held_out(capture, tmp_path):
@@ -60,14 +61,29 @@ def test_the_fit_is_plain_where_that_is_asked_for_and_photos_are_few_only_withou
         return plan.regularised, _fit_config(plan, plan.photos)
 
     regularised, config = planned()
-    assert regularised and config.regularise.needs_priors
-    assert planned(without=("normals",))[1].regularise == replace(config.regularise, normals=0.0)
+    assert regularised and not config.regularise.active, "terms of geometry are for masked photos"
+    masked = planned(masks=str(capture_masks(capture, tmp_path)))[1]
+    assert masked.regularise.absolute_depth > 0 and masked.regularise.normals > 0
+    assert planned(without=("rates",))[1] == replace(
+        config, lr_means=FitConfig().lr_means, lr_means_final=FitConfig().lr_means_final
+    )
     regularised, config = planned(regularise="none")
     assert not regularised and config == FitConfig.for_photos(8, **{name: getattr(config, name) for name in SET_BY_THE_JOB})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("app.pipelines.FEW_PHOTOS", 6)
         assert [planned(holdout=n)[0] for n in (0, 4, 8)] == [False, True, False]
         assert planned(regularise="full")[0]
+
+
+def capture_masks(capture, folder: Path) -> Path:
+    """A folder of masks for the photos, white in the middle."""
+    masks = folder / "masks"
+    masks.mkdir()
+    white = torch.zeros(48, 64, 3)
+    white[8:40, 12:52] = 1
+    for photo in sorted(capture.photos.iterdir()):
+        save_image(masks / photo.name, white)
+    return masks
 
 
 def test_the_events_tell_estimate_progress_and_end(result):
