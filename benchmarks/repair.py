@@ -65,7 +65,7 @@ ROWS: dict[str, tuple[dict, int, bool]] = {
     "no distance": ({"distance": False}, 1, True),
     "L1 alone": ({"ssim_weight": 0.0}, 1, True),
     "holes left": ({"fill_stride": 0}, 1, True),
-    "margin": ({"margin": 0.12}, 1, True),
+    "no margin": ({"margin": 0.0}, 1, True),
 }
 
 
