@@ -36,7 +36,9 @@ class RepairRoundsConfig:
     partners: int = 2  # photos that each photo is joined with; repaired views lie on the arcs between
     per_pair: int = 3
     scale: float = 1.0  # size of the repaired views in photos
-    margin: float = 0.0  # by which they reach beyond a photo's frame on every side, in shares of its width and height
+    # By which they reach beyond a photo's frame on every side, in shares of its width and height: what lies there nobody took
+    # either. None around cut-out subjects, which have nothing there.
+    margin: float = 0.12
     weight: float = 0.5  # of a repaired view beside a photo
     ssim_weight: float = 0.2  # share of 1 - SSIM in a repaired view's loss; LM-Gaussian has L1 alone
     doubt: float = 0.5  # of pixels that no photo saw, beside those that photos vouch for: there the repairer invents
@@ -171,7 +173,8 @@ def distance_weights(cameras: Cameras, photos: Sequence[Cameras]) -> Tensor:
 def _arcs(views: list[Views], config: RepairRoundsConfig, number: int) -> list[Cameras]:
     """Cameras (batches of one) on the arcs between photos; those of later rounds lie between those of earlier ones."""
     parts = config.per_pair * config.rounds
-    every = [_wider(c, config.margin) for c in cameras_between(views, config.partners, parts, 1.0)]  # pair by pair
+    margin = 0.0 if all(v.masks is not None for v in views) else config.margin
+    every = [_wider(c, margin) for c in cameras_between(views, config.partners, parts, 1.0)]  # pair by pair
     if not every:
         return []
     return [camera for k, camera in enumerate(every) if (k % parts) % config.rounds == number % config.rounds]

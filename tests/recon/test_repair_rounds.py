@@ -107,10 +107,21 @@ def test_rounds_look_from_different_places(scene):
 def test_a_round_is_the_same_for_the_same_seed_and_leaves_its_photos_alone(scene):
     _, photos, start = scene
     before = photos[0].images.clone()
-    config = RepairRoundsConfig(rounds=1, steps=5, per_pair=1, scale=0.5)
+    config = RepairRoundsConfig(rounds=1, steps=5, per_pair=1, scale=0.5, margin=0.125)
     first, second = (run(repair_round(photos, start, FIT, lambda r: 1 - r.images, config)) for _ in range(2))
     assert torch.equal(first.fitted.splats.means, second.fitted.splats.means)
-    assert first.views[0].image.shape == (SIDE // 2, SIDE // 2, 3) and torch.equal(photos[0].images, before)
+    assert first.views[0].image.shape == (30, 30, 3) and torch.equal(photos[0].images, before)
+
+
+def test_views_reach_beyond_the_photos_but_not_beside_cut_out_subjects(scene):
+    _, photos, _ = scene
+    config = RepairRoundsConfig(rounds=1, per_pair=1, margin=0.125)
+    (wide, *_), (masked, *_) = (
+        _arcs([dataclasses.replace(photos[0], masks=m)], config, 0) for m in (None, torch.ones(3, SIDE, SIDE))
+    )
+    assert (wide.width, wide.height) == (60, 60) and (masked.width, masked.height) == (SIDE, SIDE)
+    point = torch.zeros(1, 3)
+    assert torch.allclose(wide.project(point)[0], masked.project(point)[0] + 6, atol=1e-4), "the same camera"
 
 
 def test_distance_weights_mute_what_is_nearly_a_photo():
