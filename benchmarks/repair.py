@@ -169,7 +169,8 @@ def first_fit(views, test, points: PointCloud, priors: Priors, before: float, ar
 def fit_config(views: list[Views], args: argparse.Namespace, **changes) -> FitConfig:
     count = sum(len(v) for v in views)
     settings = {"steps": args.steps, "max_gaussians": 60_000, "seed": args.seed, "threads": args.threads, "exposure": False}
-    return for_few_photos(count, poses_given=True, **(settings | changes))
+    masked = all(v.masks is not None for v in views)
+    return for_few_photos(count, poses_given=True, masked=masked, **(settings | changes))
 
 
 def rounds(scene: Fitted, row: str, network, args: argparse.Namespace, name: str) -> dict:
