@@ -93,8 +93,8 @@ class Photos(Job):
     steps: int | None = None
     """Steps of the fit; the preset decides by default."""
     regularise: Literal["auto", "full", "none"] = "auto"
-    """How to keep the fit from explaining each photo on its own: full leans on depth from stereo, lets solved cameras move on
-    and more; none is a plain fit; auto is full for up to 12 photos."""
+    """How to keep the fit from explaining each photo on its own: full moves Gaussians faster, lets solved cameras move on
+    and, where all photos are masked, leans on depth from stereo; none is a plain fit; auto is full for up to 12 photos."""
     without: tuple[FitPart, ...] = ()
     """Parts of the full fit to leave out."""
     repair: bool = False

@@ -32,7 +32,7 @@ from app.result_folder import WorkFolder, begin, check_out, disk_errors_as_sente
 from app.saved_stages import save_stage
 from app.scene_files import measured, write_pictures, write_scene
 from app.stopwatch import Stopwatch
-from splat.errors import InputError
+from splat.errors import InputError, StoppedLate
 from splat.few_photos import FEW_PHOTOS, UNSURE, pose_rates
 from splat.progress import Progress
 
@@ -148,6 +148,8 @@ def plan_photos(options: Photos) -> Plan:
         check_hope(found)
     fitted = len(found.photos) - len(held_out(len(found.photos), options.holdout))
     regularised = options.regularise == "full" or (options.regularise == "auto" and fitted <= FEW_PHOTOS)
+    if not regularised and any(w.family.gives == "normals" for w in learned):
+        raise InputError(f"{fitted} photos get a plain fit, which takes no --prior of normals; give --regularise full as well.")
     pixels = sum(p.image.numel() // 3 for p in found.photos)
     largest = max(max(p.size) for p in found.photos)
     fit_pixels = pixels * min(1.0, fit_side / largest) ** 2 / len(found.photos)
@@ -172,7 +174,7 @@ def plan_photos(options: Photos) -> Plan:
     return Plan(
         options=options,
         photos=found.photos,
-        notices=found.notices,
+        notices=(*found.notices, *_without_effect(options, found.photos, learned)),
         skipped=found.skipped,
         place=place,
         preset=preset,
@@ -203,13 +205,25 @@ def _learned(options: Photos) -> tuple:
 
     given = options.prior_weights or (None,) * len(options.prior)
     learned = tuple(find_weights(name, weights) for name, weights in zip(options.prior, given))
-    if options.regularise == "none" and any(w.family.gives == "normals" for w in learned):
-        raise InputError("Normals serve the regularised fit alone, which --regularise none leaves out; give one of them.")
+    unused = options.regularise == "none" or "normals" in options.without
+    if unused and any(w.family.gives == "normals" for w in learned):
+        raise InputError("A --prior of normals serves a part of the regularised fit that is left out; give one or the other.")
     if options.poses == "prior" and not any(w.family.gives_cameras for w in learned):
         raise InputError(
             "--poses prior needs a --prior that gives cameras: vggt, map-anything, depth-anything-3, dust3r or mast3r."
         )
     return learned
+
+
+def _without_effect(options: Photos, photos: tuple, learned: tuple) -> tuple[str, ...]:
+    """Sentences about options that change nothing."""
+    has = {"poses"} if _poses_given(options) else set()
+    if not all(p.mask is not None for p in photos):
+        has |= {"depth"} if any(w.family.gives == "normals" for w in learned) else {"depth", "normals"}
+    idle = [part for part in options.without if part in has]
+    if not idle:
+        return ()
+    return (f"--without {' '.join(idle)} changes nothing: depth and normals serve masked photos alone, poses solved cameras.",)
 
 
 def _photos_work(
@@ -276,7 +290,10 @@ def _photos_work(
             threads=place.threads,
         )
         seen = [dataclasses.replace(v, cameras=c.to(place.device)) for v, c in zip(train, fitted.cameras)]
-        suggested = yield from saved("next_photo", next_photo(seen, scene.initial.to(place.device), ask, splats))
+        try:
+            suggested = yield from saved("next_photo", next_photo(seen, scene.initial.to(place.device), ask, splats))
+        except (StoppedLate, InputError) as error:  # an extra: the scene is complete without it
+            notices.add(f"From where one more photo would help is not known: {error}")
 
     yield from write_pictures(
         work.result, splats, fitted.cameras, holdout_pairs or train_pairs, preset, background, place.threads
@@ -386,6 +403,7 @@ def _fit_config(plan: Plan, photos: tuple) -> Any:
         len(photos),
         poses_given=_poses_given(plan.options),
         masked=all(p.mask is not None for p in photos),
+        normals_given=any(w.family.gives == "normals" for w in plan.learned),
         without=plan.options.without if plan.regularised else PARTS,
         steps=preset.steps,
         checkpoint_every=max(10, min(250, preset.steps // 4)),

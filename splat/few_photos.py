@@ -32,6 +32,7 @@ def for_few_photos(
     *,
     poses_given: bool,
     masked: bool = False,
+    normals_given: bool = False,
     pose_error_rad: float = UNSURE,
     without: Collection[Part] = (),
     **changes: Any,
@@ -39,12 +40,14 @@ def for_few_photos(
     """`FitConfig.for_photos(count, **changes)` with all parts but those in `without`; it needs `Priors` of the photos.
 
     depth: rendered depth stays near that of stereo; normals: so does its slope; both where all photos are `masked`, for whole
-    scenes are better without. poses: cameras move with the fit, unless they were given, as fast as `pose_rates` says. rates:
-    Gaussians move three times as fast as in 3DGS, so that surfaces find their place in fewer steps.
+    scenes are better without; normals also where `Priors` has those of a network (`normals_given`), which are sharper. poses:
+    cameras move with the fit, unless they were given, as fast as `pose_rates` says. rates: Gaussians move three times as fast
+    as in 3DGS, so that surfaces find their place in fewer steps.
     """
     method: dict[str, Any] = {} if "rates" in without else {"lr_means": 4.8e-4, "lr_means_final": 4.8e-6}
-    if masked:
-        depth, normals = 0.0 if "depth" in without else 0.1, 0.0 if "normals" in without else 0.01
+    depth = 0.1 if masked and "depth" not in without else 0.0
+    normals = 0.01 if (masked or normals_given) and "normals" not in without else 0.0
+    if depth or normals:
         method["regularise"] = RegulariserConfig(absolute_depth=depth, normals=normals)
     if not poses_given and "poses" not in without:
         method |= {"refine_poses": True} | pose_rates(pose_error_rad)

@@ -106,7 +106,7 @@ def test_normals_without_the_fit_that_uses_them_are_refused(capture, tmp_path, c
     (tmp_path / "weights").mkdir()
     more = ["--prior", "marigold-normals", "--prior-weights", tmp_path / "weights", "--regularise", "none"]
     assert photos(capture, tmp_path / "R", *more) == 2
-    assert "Normals serve the regularised fit alone" in capsys.readouterr().err
+    assert "serves a part of the regularised fit that is left out" in capsys.readouterr().err
 
 
 def test_cameras_by_a_network_from_one_command(capture, tmp_path, monkeypatch, empty_cache):

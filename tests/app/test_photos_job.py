@@ -15,6 +15,7 @@ from tiny_capture import QUICK, ROOT, photos_command
 from app import __main__ as entry
 from app.report import read_report
 from recon.poses.from_file import load_poses
+from splat.errors import StoppedLate
 from splat.io import load
 from splat.io.images import save_image
 from splat.optimise import FitConfig
@@ -73,6 +74,32 @@ def test_the_fit_is_plain_where_that_is_asked_for_and_photos_are_few_only_withou
         patch.setattr("app.pipelines.FEW_PHOTOS", 6)
         assert [planned(holdout=n)[0] for n in (0, 4, 8)] == [False, True, False]
         assert planned(regularise="full")[0]
+
+
+def test_options_that_change_nothing_are_named(capture, tmp_path):
+    from app import commands
+    from app.pipelines import plan_photos
+
+    def told(without):
+        options = commands.Photos(inputs=(capture.photos,), poses=str(capture.poses), out=tmp_path / "R", without=without)
+        return [sentence for sentence in plan_photos(options).notices if "changes nothing" in sentence]
+
+    assert told(()) == told(("rates",)) == []
+    (sentence,) = told(("depth", "rates", "poses"))
+    assert sentence.startswith("--without depth poses changes nothing")
+
+
+def test_a_scene_is_complete_without_word_of_the_next_photo(capture, tmp_path, monkeypatch, capsys):
+    def stopped(*_):
+        raise StoppedLate("Gaussians are not finite.")
+        yield
+
+    monkeypatch.setattr("recon.next_photo.next_photo", stopped)
+    out = tmp_path / "R"
+    assert entry.main([str(w) for w in photos_command(capture, out, "--steps", "20")[3:]]) == 0
+    report = read_report(out)
+    assert report["status"] == "done" and report.get("next_photo") is None
+    assert any("not known: Gaussians are not finite." in sentence for sentence in report["fallbacks"])
 
 
 def capture_masks(capture, folder: Path) -> Path:

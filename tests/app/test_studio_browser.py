@@ -348,7 +348,7 @@ def test_what_was_not_uploaded_is_refused(server, visit, tmp_path):
     def answer(path: str) -> str:
         file = {"path": path, "meta": {"_type": "gradio.FileData"}}
         call = f"{server.address}/gradio_api/call/submit_photos"
-        asked = page.request.post(call, data={"data": [[file], "draft", False, "", 0, "shared", None, "", "", 0, False]})
+        asked = page.request.post(call, data={"data": [[file], "draft", False, "", 0, "shared", None, "", "", 0, False, False]})
         return page.request.get(f"{call}/{asked.json()['event_id']}").text()
 
     for path in ("/etc/passwd", str(server.root / "jobs.sqlite"), "../../../etc/passwd"):

@@ -22,3 +22,12 @@ def test_cameras_move_faster_the_worse_they_are():
     slow, fast = (for_few_photos(6, poses_given=False, pose_error_rad=error) for error in (0.01, 0.02))
     assert fast.lr_poses == 2 * slow.lr_poses and fast.lr_poses_final < 0.1 * fast.lr_poses
     assert pose_rates(0.0)["lr_poses"] > 0, "a solver that explains all is not trusted without end"
+
+
+def test_whole_scenes_lean_on_no_depth_and_only_on_the_normals_of_a_network():
+    whole = for_few_photos(6, poses_given=True).regularise
+    assert (whole.absolute_depth, whole.normals) == (0, 0)
+    told = for_few_photos(6, poses_given=True, normals_given=True).regularise
+    assert told.absolute_depth == 0 and told.normals > 0
+    left = for_few_photos(6, poses_given=True, normals_given=True, without=("normals",))
+    assert left == for_few_photos(6, poses_given=True)
