@@ -201,7 +201,7 @@ def _learned(options: Photos) -> tuple:
         )
     if not options.prior and options.poses != "prior":
         return ()
-    from recon.priors.learned import find_weights
+    from recon.priors.learned import LEARNED_PRIORS, find_weights
 
     given = options.prior_weights or (None,) * len(options.prior)
     learned = tuple(find_weights(name, weights) for name, weights in zip(options.prior, given))
@@ -209,9 +209,8 @@ def _learned(options: Photos) -> tuple:
     if unused and any(w.family.gives == "normals" for w in learned):
         raise InputError("A --prior of normals serves a part of the regularised fit that is left out; give one or the other.")
     if options.poses == "prior" and not any(w.family.gives_cameras for w in learned):
-        raise InputError(
-            "--poses prior needs a --prior that gives cameras: vggt, map-anything, depth-anything-3, dust3r or mast3r."
-        )
+        *names, last = (name for name, family in LEARNED_PRIORS.items() if family.gives_cameras)
+        raise InputError(f"--poses prior needs a --prior that gives cameras: {', '.join(names)} or {last}.")
     return learned
 
 

@@ -76,7 +76,7 @@ def test_cameras_cannot_come_from_a_prior_that_gives_none(capture, tmp_path, cap
     assert photos(capture, tmp_path / "R", *more, poses="prior") == 2
     assert "needs a --prior that gives cameras" in capsys.readouterr().err
     assert photos(capture, tmp_path / "R", poses="prior") == 2
-    assert "needs a --prior that gives cameras" in capsys.readouterr().err
+    assert "gives cameras: depth-anything-3, map-anything, vggt, dust3r, mast3r or pointmap." in capsys.readouterr().err
 
 
 @pytest.mark.skipif(LEARNED_PRIORS["vggt"].installed, reason="the package is here")
