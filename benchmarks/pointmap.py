@@ -85,7 +85,8 @@ def fitted(name, row, photos, train, test, transforms, weights: PriorWeights | N
         poses_from=transforms, learned=() if row == "built-in" else (weights,), fit_side=args.side, priors=True
     )
     scene = result_of(reconstruct([photos[i] for i in train], config))
-    settings = for_few_photos(len(train), poses_given=True, steps=args.steps, exposure=False)
+    masked = all(photos[i].mask is not None for i in train)
+    settings = for_few_photos(len(train), poses_given=True, masked=masked, steps=args.steps, exposure=False)
     result = result_of(fit(scene.train, scene.initial, settings, None, scene.priors))
     tests = {photos[i].name for i in test}
     found, true = [], []

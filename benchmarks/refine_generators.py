@@ -135,7 +135,7 @@ def case_of(objects: ObjectSet, row: int, layout: str, args: argparse.Namespace)
         scene = result_of(reconstruct(photos, config))
     before = time.process_time()
     settings = {"steps": args.steps, "max_gaussians": args.max_gaussians, "sh_degree": 1, "threads": args.threads}
-    config = for_few_photos(len(photos), poses_given=True, random_background="masked", **settings)
+    config = for_few_photos(len(photos), poses_given=True, masked=True, random_background="masked", **settings)
     fitted = result_of(fit(scene.train, scene.initial, config, None, scene.priors))
     test = protocol_cameras(args.side)
     truth = object_views(mesh, test).views()

@@ -117,7 +117,7 @@ class TestGenerate:
 @pytest.mark.parametrize(
     ("azimuths", "next_one"), [([0], 180), ([0, 180], 90), ([0, 180, 90], 270), ([0, 350], 175), ([10, 190, 100], 280)]
 )
-def test_views_are_made_up_where_thewidest_gap_is(azimuths, next_one):
+def test_views_are_made_up_where_the_widest_gap_is(azimuths, next_one):
     assert widest_gap(azimuths) == pytest.approx(next_one)
 
 
