@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from splat.errors import BackendUnavailable, InputError
+from splat.model_card import card_licence
 
 NON_COMMERCIAL = ("-nc", "non-commercial", "noncommercial")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -209,9 +211,10 @@ def find_weights(prior: str, given: str | None = None) -> PriorWeights:
     family = LEARNED_PRIORS[prior]
     if not family.installed:
         raise BackendUnavailable(f"{family.title} needs the package {family.package}, which is not here: {family.install}.")
-    if given is not None and Path(given).is_dir():
+    if given is not None and os.path.isdir(given):  # False for what no system takes for a name, where Path.is_dir raises
         folder = Path(given)
         return PriorWeights(prior, folder, given, licence_of(prior, folder, _hub_name(folder)))
+    shown = None if given is None else given[:200]
     if given is None:
         found = cached_weights(prior)
         if found:
@@ -220,7 +223,7 @@ def find_weights(prior: str, given: str | None = None) -> PriorWeights:
         return PriorWeights(prior, folder, given, licence_of(prior, folder, given))
     if not family.checkpoints:
         raise InputError(
-            f"{family.title} has no published weights{'' if given is None else f', and {given} is no folder'}; train them "
+            f"{family.title} has no published weights{'' if given is None else f', and {shown} is no folder'}; train them "
             f"(docs/{prior}.md) and give their folder with --prior-weights."
         )
     free = family.checkpoints[0]
@@ -230,7 +233,7 @@ def find_weights(prior: str, given: str | None = None) -> PriorWeights:
     )
     if given is None:
         raise InputError(f"No weights of {family.title} are in the Hugging Face cache ({cache_folder()}); {remedy}")
-    raise InputError(f"{given} is neither a folder nor in the Hugging Face cache ({cache_folder()}); {remedy}")
+    raise InputError(f"{shown} is neither a folder nor in the Hugging Face cache ({cache_folder()}); {remedy}")
 
 
 def cached_weights(prior: str) -> list[PriorWeights]:
@@ -255,6 +258,8 @@ def cached(repo: str) -> Path | None:
     if not HUB_NAME.fullmatch(repo) or ".." in repo:
         return None
     top = cache_folder() / ("models--" + repo.replace("/", "--"))
+    if not os.path.isdir(top):
+        return None
     try:
         revision = (top / "refs" / "main").read_text(encoding="utf-8").strip()
         folders = [top / "snapshots" / revision] if re.fullmatch(r"[0-9a-f]{6,64}", revision) else []
@@ -269,7 +274,7 @@ def licence_of(prior: str, folder: Path, repo: str | None) -> str:
     for checkpoint in family.checkpoints:
         if repo is not None and checkpoint.repo.casefold() == repo.casefold():
             return checkpoint.licence
-    return _card_licence(folder) or _licence_by_size(prior, folder) or family.otherwise
+    return card_licence(folder) or _licence_by_size(prior, folder) or family.otherwise
 
 
 def _hub_name(folder: Path) -> str | None:
@@ -278,22 +283,6 @@ def _hub_name(folder: Path) -> str | None:
         if part.startswith("models--") and part.count("--") >= 2:
             return "/".join(part.split("--", 2)[1:])
     return None
-
-
-def _card_licence(folder: Path) -> str | None:
-    """`license:` of the front matter of a model card."""
-    try:
-        card = (folder / "README.md").read_text(encoding="utf-8", errors="replace")[:20_000]
-    except OSError:
-        return None
-    matter = re.match(r"---\s*\n(.*?)\n---", card, re.DOTALL)
-    if matter is None:
-        return None
-    fields = dict(re.findall(r"^(license|license_name):\s*(.+?)\s*$", matter[1], re.MULTILINE))
-    name = fields.get("license")
-    if name in (None, "other", "unknown"):
-        name = fields.get("license_name")
-    return None if name is None else name.strip("'\"")[:80]
 
 
 def _licence_by_size(prior: str, folder: Path) -> str | None:

@@ -86,6 +86,15 @@ def test_names_that_are_no_repository_are_not_looked_up(cache, name):
     assert cached(name) is None
 
 
+@pytest.mark.parametrize("name", [5000 * "x", 5000 * "x" + "/y", "x\0y"])
+def test_what_is_no_name_on_any_system_is_a_short_sentence(cache, name):
+    with pytest.raises(InputError, match="neither a folder") as told:
+        find_weights("depth-anything", name)
+    assert len(str(told.value)) < 800
+    with pytest.raises(InputError, match="is no folder"):
+        find_weights("pointmap", name)
+
+
 @pytest.mark.parametrize(
     ("card", "width", "licence"),
     [
