@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
+from app.object_files import stated_licences
 from app.report import Licence
 from splat.errors import InputError
 from splat.progress import Progress
@@ -40,9 +42,9 @@ def chosen_repairer(option: str, *, device: str = "cpu", prompt: str = "", video
     if option == SMALL:
         return _own(None, device)
     folder = Path(option)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # False for what no system takes for a name, where Path.is_dir raises
         raise InputError(
-            f"--repairer {option} is neither {SMALL} nor a folder; give a checkpoint's folder as docs/repair-public.md says."
+            f"--repairer {option[:200]} is neither {SMALL} nor a folder; give a checkpoint's folder as docs/repair-public.md says."
         )
     if (folder / "weights.json").is_file():
         return _own(folder, device)
@@ -52,22 +54,22 @@ def chosen_repairer(option: str, *, device: str = "cpu", prompt: str = "", video
         from diffusion.video_repair import VideoRepairConfig, load_video_repairer
 
         video = load_video_repairer(folder, VideoRepairConfig(prompt=prompt), device)
-        return ChosenRepairer(video, folder.name, _licences(video.licences), "video")
+        return ChosenRepairer(video, folder.name, _licences(video.licences, folder.name), "video")
     from diffusion.sd_repair import SdRepairConfig, load_sd_repairer
 
     repairer = load_sd_repairer(folder, SdRepairConfig(prompt=prompt), device)
-    return ChosenRepairer(repairer, folder.name, _licences(repairer.licences), "views")
+    return ChosenRepairer(repairer, folder.name, _licences(repairer.licences, folder.name), "views")
 
 
 def _own(folder: Path | None, device: str) -> ChosenRepairer:
     from diffusion.repair import repair_licences, small_repairer
 
     name = SMALL if folder is None else folder.name
-    return ChosenRepairer(small_repairer(folder, device=device), name, _licences(tuple(repair_licences(folder))), "small")
+    return ChosenRepairer(small_repairer(folder, device=device), name, _licences(repair_licences(folder), name), "small")
 
 
-def _licences(told: tuple[str, ...]) -> tuple[Licence, ...]:
-    return tuple(Licence(*line.split(": ", 1)) for line in told)
+def _licences(told: Sequence[str], name: str) -> tuple[Licence, ...]:
+    return tuple(stated_licences(told, name))
 
 
 def _holds_video(folder: Path) -> bool:

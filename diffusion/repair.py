@@ -60,7 +60,10 @@ def load_repair_network(folder: Path | None = None) -> RepairUNet:
 def repair_licences(folder: Path | None = None) -> list[str]:
     """ "name: licence" of the weights in `folder`, None for the ones that ship. Raises `InputError` where there are none."""
     folder = shipped("repair", WHAT) if folder is None else Path(folder)
-    return [str(text) for text in read_about(folder, FORMAT, NEEDED, WHAT).get("licences", ())]
+    licences = read_about(folder, FORMAT, NEEDED, WHAT).get("licences", [])
+    if not (isinstance(licences, list) and all(isinstance(text, str) for text in licences)):
+        raise damaged(folder, WHAT, ValueError("its licences are no list of texts"))
+    return licences
 
 
 def save_repair_weights(folder: Path, network: RepairUNet, licences: Sequence[str], facts: dict[str, Any]) -> None:
