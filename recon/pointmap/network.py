@@ -8,7 +8,7 @@ takes them to the other's frame, so that what comes out is always two cameras an
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from splat.errors import InputError
 PATCH = 8  # px of the small picture to a token; two by two cells of XFeat, which sees the picture at twice the size
 USUAL_FOCAL = 1.1  # long sides
 FORMAT = "splatsmith pointmap 1"
+SIZES = ((8, 1024), (1, 32), (0, 24), (1, 24))  # least and most of each of `PointmapConfig` in weights that are read
 
 
 @dataclass(frozen=True)
@@ -204,15 +205,27 @@ class PointmapNetwork(nn.Module):
             about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             if about["format"] != FORMAT:
                 raise ValueError(f"its format is {about['format']!r}")
-            config = PointmapConfig(**{k: int(v) for k, v in about["network"].items()})
-            if not (8 <= config.width <= 4096 and 1 <= config.heads <= 64 and config.encoder <= 64 and config.decoder <= 64):
+            config = PointmapConfig(**about["network"])
+            if not all(type(size) is int and low <= size <= high for size, (low, high) in zip(astuple(config), SIZES)):
                 raise ValueError("its sizes are out of range")
-            network = PointmapNetwork(config)
+            if config.width % config.heads:
+                raise ValueError(f"{config.heads} heads do not divide a width of {config.width}")
+            with torch.device("meta"):  # the file says how large it is before memory is taken for what the config claims
+                network = PointmapNetwork(config)
             tensors = load_file(folder / "model.safetensors")
             if not all(bool(v.isfinite().all()) for v in tensors.values()):
                 raise ValueError("a weight is not finite")
-            network.load_state_dict({k: v.float() for k, v in tensors.items()})
-        except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
+            network.load_state_dict({k: v.float() for k, v in tensors.items()}, assign=True)
+        except (
+            OSError,
+            KeyError,
+            TypeError,
+            ValueError,
+            OverflowError,
+            AttributeError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(
                 f"{folder} holds no weights of the pointmap network ({reason[:200]}); give the folder that "

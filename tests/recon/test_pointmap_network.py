@@ -123,15 +123,25 @@ def test_weights_come_back_and_damage_is_refused(tmp_path):
     net = network()
     net.save(tmp_path / "w", {"objects": 3})
     again = PointmapNetwork.load(tmp_path / "w")
+    assert all(p.requires_grad and p.device.type == "cpu" and p.dtype == torch.float32 for p in again.parameters())
     torch.testing.assert_close(again(some_pair()).log_depth, net(some_pair()).log_depth, atol=0.02, rtol=0.02)
     about = json.loads((tmp_path / "w" / "config.json").read_text())
     for change in ({"format": "other"}, {"network": {"width": 64, "heads": 2, "encoder": 1, "decoder": 1}}, {"network": [1]}):
         (tmp_path / "w" / "config.json").write_text(json.dumps({**about, **change}))
         with pytest.raises(InputError, match="no weights of the pointmap network"):
             PointmapNetwork.load(tmp_path / "w")
-    (tmp_path / "w" / "config.json").write_text(json.dumps({**about, "network": {**about["network"], "width": 10**9}}))
-    with pytest.raises(InputError, match="out of range"):
-        PointmapNetwork.load(tmp_path / "w")
+    for change, sentence in (
+        ({"width": 10**9}, "out of range"),
+        ({"width": float("inf")}, "out of range"),
+        ({"width": float("nan")}, "out of range"),
+        ({"width": 4096, "encoder": 24, "decoder": 24}, "out of range"),
+        ({"decoder": -1}, "out of range"),
+        ({"heads": 3}, "3 heads do not divide a width of 32"),
+        ({"width": 1024, "encoder": 24, "decoder": 24}, "size mismatch|Missing key|loading state_dict"),
+    ):
+        (tmp_path / "w" / "config.json").write_text(json.dumps({**about, "network": {**about["network"], **change}}))
+        with pytest.raises(InputError, match=sentence):
+            PointmapNetwork.load(tmp_path / "w")
     (tmp_path / "w" / "config.json").write_text(json.dumps(about))
     data = (tmp_path / "w" / "model.safetensors").read_bytes()
     (tmp_path / "w" / "model.safetensors").write_bytes(data[: len(data) // 2])
