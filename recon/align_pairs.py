@@ -25,7 +25,7 @@ from recon.pair_samples import (
     samples_of,
     weighted_median,
 )
-from recon.pair_tree import first_poses
+from recon.pair_tree import first_poses, largest_group
 from recon.priors import DepthMap, StereoPrediction
 from splat.cameras import Cameras
 from splat.errors import InputError, StoppedLate
@@ -129,8 +129,9 @@ def align_pairs(
     move_focal = config.refine_focal or config.focal is None
     steps = refine(state, start.root, samples, places, config.iterations, move_focal)
     state, fit = yield from _told(steps, config.iterations)
-    aligned = _assembled(photo_sizes, pairs, windows, numbers, samples, state, fit, config)
-    yield Progress("poses", 1, 1, f"{len(state.poses)} of {len(photo_sizes)} photos from {len(samples)} pairs")
+    aligned = _assembled(photo_sizes, pairs, windows, numbers, samples, start.root, state, fit, config)
+    placed = sum(camera is not None for camera in aligned.cameras)
+    yield Progress("poses", 1, 1, f"{placed} of {len(photo_sizes)} photos from {aligned.facts['pairs_used']:.0f} pairs")
     return aligned
 
 
@@ -198,19 +199,31 @@ def _assembled(
     windows: Sequence[Window],
     numbers: Sequence[int],
     samples: Sequence[PairSamples],
+    root: int,
     state: State,
     fit: Fit,
     config: AlignPairsConfig,
 ) -> AlignedPairs:
-    """The result in its world: median depth 1."""
-    kept = np.flatnonzero(fit.pair_trust >= config.min_trust)
+    """The result in its world, that of `root`'s camera where it is placed: median depth 1."""
+    trusted = np.flatnonzero(fit.pair_trust >= config.min_trust)
+    group = largest_group(len(photo_sizes), samples, trusted)
+    if len(group) < 2:
+        raise StoppedLate(
+            f"None of the {len(pairs)} pairwise predictions could be believed beside the others; take photos that overlap by "
+            "two thirds."
+        )
+    kept = np.array([k for k in trusted if samples[k].first in group])
     known = fit.weight[kept] > 0
     unit = float(np.exp(np.median(fit.depth[kept][known]))) if known.any() else 1.0
     focal = float(np.exp(state.log_focal))
     scales = np.zeros(len(pairs))
     for k in kept:
         scales[numbers[k]] = np.exp(state.log_scales[k]) / samples[k].unit / unit
-    poses = {photo: pose.copy() for photo, pose in state.poses.items()}
+    world = np.eye(4)
+    if root not in group:
+        root = max(sorted(group), key=lambda photo: sum(photo in (samples[k].first, samples[k].second) for k in kept))
+        world = np.linalg.inv(state.poses[root])
+    poses = {photo: pose @ world for photo, pose in state.poses.items() if photo in group}
     for pose in poses.values():
         pose[:3, 3] /= unit
     cameras, reasons, depths = [], [], []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +27,7 @@ def first_poses(count: int, pairs: Sequence[PairSamples], motions: Sequence[Moti
     """Poses of the largest group of photos that the pairs tie together; photos of other groups are not in `poses`."""
     quality = np.array([motion.quality for motion in motions])
     tree = _maximum_tree(count, pairs, quality)
-    group = _largest_group(count, pairs, tree)
+    group = largest_group(count, pairs, tree)
     tree = [e for e in tree if pairs[e].first in group]
     inner = np.array([pair.first in group and pair.second in group for pair in pairs])
     votes = quality * inner
@@ -85,9 +85,10 @@ def _maximum_tree(count: int, pairs: Sequence[PairSamples], quality: np.ndarray)
     return tree
 
 
-def _largest_group(count: int, pairs: Sequence[PairSamples], tree: Sequence[int]) -> set[int]:
+def largest_group(count: int, pairs: Sequence[PairSamples], tying: Iterable[int]) -> set[int]:
+    """The photos that the pairs numbered `tying` tie together; of groups of one size the first."""
     group = list(range(count))
-    for e in tree:
+    for e in tying:
         a, b = group[pairs[e].first], group[pairs[e].second]
         group = [min(a, b) if g in (a, b) else g for g in group]
     members = [{i for i in range(count) if group[i] == g} for g in sorted(set(group))]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 POINTS = 3000  # of each photo, at most
 SURE = 0.3  # confidence from which a pixel becomes a point
 AGREE = 0.05  # relative difference of two depths that are the same
+SAME_LENS = 0.03  # focal lengths that differ by less are those of one lens: files round them, focusing moves them
 LEAST_AGREEING = 0.2  # share of the sure pixels that another photo must see at the same depth
 
 Placed = tuple[Cameras, DepthMap]
@@ -80,7 +81,8 @@ def cameras_and_depths(
 ) -> Generator[Progress, None, tuple[list[Placed | None], list[str | None]]]:
     """For each picture [H, W, 3] its camera in its own pixels and its depth, in one world of any scale; or None and a reason.
 
-    `focals` are known focal lengths in pixels, for networks that cannot tell them well.
+    `focals` are known focal lengths in pixels, for networks that cannot tell them well; those of pairs take them where all
+    pictures have the same in shares of the long side.
     """
     if weights.family.gives == "pairs":
         return (yield from _from_pairs(images, names, weights, device, focals))
@@ -134,13 +136,13 @@ def _from_pairs(images, names, weights, device, focals):
 
 
 def _asked(images, weights: PriorWeights, device: str, focals):
-    """(predictions of pairs, the part of each picture that they cover, the focal length in long sides where all have one)."""
+    """(predictions of pairs, the part of each picture that they cover, focal length in long sides where all have the same)."""
     module = importlib.import_module(weights.family.module)
     batch, boxes = framed(images, module.SIDE, module.MULTIPLE)
     yield Progress("poses", 0, 1, f"{weights.family.title} looks at {len(images)} photos")
     pairs = pairs_of(list(batch.permute(0, 2, 3, 1)))
     known = [f / max(image.shape[:2]) for f, image in zip(focals, images) if f is not None]
-    focal = sorted(known)[len(known) // 2] if len(known) == len(images) else None
+    focal = _one_lens(known) if len(known) == len(images) else None
     told = {"focal": focal} if getattr(module, "TAKES_FOCAL", False) else {}
     predictions = yield from module.predict_pairs(batch, pairs, weights, device, **told)
     height, width = batch.shape[2:]
@@ -149,6 +151,11 @@ def _asked(images, weights: PriorWeights, device: str, focals):
         x, y = image.shape[1] / box.width, image.shape[0] / box.height  # photo pixels per pixel of the grid
         windows.append(Window(-box.left * x, -box.top * y, width * x, height * y))
     return [PairPrediction(i, j, prediction) for (i, j), prediction in zip(pairs, predictions)], windows, focal
+
+
+def _one_lens(focals: Sequence[float]) -> float | None:
+    """The median; None where they differ too much to be one lens at one zoom, which is all that the alignment knows."""
+    return sorted(focals)[len(focals) // 2] if max(focals) <= (1 + SAME_LENS) * min(focals) else None
 
 
 def _points(placed: Placed, image: Tensor) -> PointCloud:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from pair_scenes import depths_of, finished, prediction, predictions, walk
 
-from recon.align_pairs import AlignPairsConfig, PairPrediction, Window, align_pairs
-from recon.pair_refine import State, _Problem, _se3_exp
+from recon.align_pairs import AlignPairsConfig, PairPrediction, Window, _assembled, align_pairs
+from recon.pair_refine import Fit, State, _Problem, _se3_exp
 from recon.pair_samples import first_focal, first_motion, sampled_pixels, samples_of, weighted_median
 from recon.pose_error import poses_of, relative_errors
 from recon.priors import StereoPrediction
@@ -124,6 +124,47 @@ def test_a_photo_apart_is_left_out_with_a_reason():
     assert all("ties it" in r for r in found.reasons[3:]) and found.depths[4] is None
     two_groups = predictions(FIVE, DEPTH, [(0, 1), (1, 2), (3, 4)])
     assert [c is None for c in finished(align_pairs(SIZES, two_groups)).cameras] == [False] * 3 + [True] * 2
+
+
+@pytest.mark.parametrize("tie", [(3, 4), (4, 3)])
+def test_a_photo_tied_only_by_a_pair_that_lost_its_trust_is_left_out(tie):
+    """The pair of photo 4 looks fair alone, and next to the exact others it is not believed."""
+    good = predictions(FIVE, DEPTH, [(0, 1), (1, 2), (2, 3), (0, 2), (1, 3)])
+    found = finished(align_pairs(SIZES, [*good, prediction(FIVE, DEPTH, *tie, np.random.default_rng(1), noise=0.05)]))
+    assert found.scales[5] == 0 and min(found.scales[:5]) > 0 and found.facts["pairs_used"] == 5
+    assert found.cameras[4] is None and found.depths[4] is None and "ties it" in found.reasons[4]
+    assert found.reasons[:4] == (None,) * 4 and all((d.depth > 0).any() for d in found.depths[:4])
+
+
+def test_the_largest_group_of_trusted_pairs_stays_and_has_a_world_of_its_own():
+    """Two exact groups that one doubtful pair joins: the larger one is the result, in one of its own photos' frames."""
+    cameras = walk(7)
+    depth = depths_of(cameras)
+    pairs = predictions(cameras, depth, [(0, 1), (1, 2), (0, 2), (3, 4), (4, 5), (5, 6), (3, 5), (4, 6)])
+    pairs.append(prediction(cameras, depth, 2, 3, np.random.default_rng(1), noise=0.05))
+    found = finished(align_pairs([(64, 48)] * 7, pairs))
+    assert [c is None for c in found.cameras] == [True] * 3 + [False] * 4
+    assert found.scales[:3] == (0,) * 3 and found.scales[8] == 0
+    assert any(torch.equal(c.cam_from_world[0], torch.eye(4)) for c in found.cameras[3:])
+    errors = relative_errors([c.cam_from_world[0] for c in found.cameras[3:]], list(cameras.cam_from_world[3:]))
+    assert float(errors.max()) < 0.1
+    assert float(torch.stack([d.depth for d in found.depths[3:]]).median()) == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize("root", [0, 4])
+def test_a_root_that_is_left_out_gives_its_world_to_another_photo(root):
+    pairs = predictions(FIVE, DEPTH, [(0, 1), (1, 2), (0, 2), (3, 4)])
+    pixels = sampled_pixels(48, 64, 100)
+    inside = np.ones(len(pixels), bool)
+    samples = [samples_of(p.first, p.second, p.prediction, pixels, (inside, inside), 0.05) for p in pairs]
+    state = State({k: pose.double().numpy() for k, pose in enumerate(FIVE.cam_from_world)}, np.zeros(4), 0.0)
+    state.poses.update({k: pose @ np.linalg.inv(state.poses[root]) for k, pose in list(state.poses.items())})
+    shape = (4, 2, len(pixels))
+    fit = Fit(np.zeros((*shape, 2)), np.zeros(shape), np.ones(shape), (1e-3, 1e-3), np.ones(4))
+    whole = [Window(0, 0, 64, 48)] * 5
+    found = _assembled(SIZES, pairs, whole, range(4), samples, root, state, fit, AlignPairsConfig())
+    assert [c is None for c in found.cameras] == [False] * 3 + [True] * 2
+    assert torch.allclose(found.cameras[0].cam_from_world[0], torch.eye(4), atol=1e-6)
 
 
 def test_derivatives_are_those_of_the_residuals():

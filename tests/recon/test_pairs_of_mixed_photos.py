@@ -64,3 +64,23 @@ def test_depth_alone_needs_no_motion(weights):
     for k, own in enumerate(found):
         ratio = own.depth / part(k)
         assert float((ratio / ratio.median() - 1).abs().quantile(0.95)) < 0.01 and float(own.confidence.min()) > 0.2
+
+
+@pytest.mark.parametrize(
+    ("shares", "told"), [((1.0, 1.01, 0.99), 1.0), ((1.0, 1.0, 1.3), None), ((1.0, 1.0, None), None), ((0.5, 1.0, 1.0), None)]
+)
+def test_a_focal_length_is_told_only_where_it_is_that_of_one_lens(weights, monkeypatch, shares, told):
+    """Two lenses, or a zoom: their median would be held against the photos that have another."""
+    module, asked = sys.modules["pairs_that_know"], []
+    plain = module.predict_pairs
+
+    def predict_pairs(images, pairs, weights, device, focal):
+        asked.append(focal)
+        return (yield from plain(images, pairs, weights, device))
+
+    module.predict_pairs, module.TAKES_FOCAL = predict_pairs, True
+    focals = [None if share is None else 64 * share for share in shares]
+    placed, _ = finished(cameras_and_depths(IMAGES, list("abc"), weights, "cpu", focals))
+    finished(depths_alone(IMAGES, list("abc"), weights, "cpu", focals))
+    assert asked == [told if told is None else pytest.approx(told)] * 2
+    assert float(placed[0][0].K[0, 0, 0]) == pytest.approx(64, rel=1e-3)
