@@ -63,6 +63,13 @@ class NextPhotoConfig:
     backend: str = "auto"  # renderer
     threads: int | None = None
 
+    def __post_init__(self) -> None:
+        assert 2 <= self.members <= len(BACKDROPS), f"{self.members} fits; one cannot disagree, more would share a backdrop"
+        assert self.steps >= 1 and min(self.side, self.look, self.show) >= 8, (self.steps, self.side, self.look, self.show)
+        assert 0 < self.keep <= 1 and self.max_gaussians >= 1 and self.least_sigma > 0, (
+            self.keep, self.max_gaussians, self.least_sigma,
+        )  # fmt: skip
+
 
 @dataclass(frozen=True)
 class NextPhoto:

@@ -19,6 +19,15 @@ HASTY = dataclasses.replace(QUICK, steps=10)
 WHITE = torch.ones(3)
 
 
+@pytest.mark.parametrize(
+    "change", [{"members": 1}, {"members": 7}, {"steps": 0}, {"look": 0}, {"keep": 0.0}, {"keep": 1.5}, {"least_sigma": 0.0}]
+)
+def test_a_question_that_has_no_answer_is_not_asked(change):
+    """The entropy of one hypothesis is 0 / 0, and two that share a backdrop agree about what nobody has seen."""
+    with pytest.raises(AssertionError):
+        NextPhotoConfig(**change)
+
+
 def at(*places):
     """Cameras (one batch) at (azimuth, elevation, distance), looking at the origin."""
     azimuth, elevation, distance = torch.tensor(places).double().T
