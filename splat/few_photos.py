@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from splat.optimise import FitConfig
 from splat.regularise import RegulariserConfig
 
+MOVE_FROM = 6  # photos; fewer say too little for their cameras to be told from the scene
 FEW_PHOTOS = 12  # up to here they say too little; above, the stereo of the start says enough
 # Rates of the cameras, radians. Slower than the least, and renders of rendered rooms match worse; as fast, and cameras of our
 # own solver that were right within a tenth of a degree end two tenths away, where the photos agree with the splats.
@@ -41,14 +42,14 @@ def for_few_photos(
 
     depth: rendered depth stays near that of stereo; normals: so does its slope; both where all photos are `masked`, for whole
     scenes are better without; normals also where `Priors` has those of a network (`normals_given`), which are sharper. poses:
-    cameras move with the fit, unless they were given, as fast as `pose_rates` says. rates: Gaussians move three times as fast
-    as in 3DGS, so that surfaces find their place in fewer steps.
+    cameras of six photos and more move with the fit, unless they were given, as fast as `pose_rates` says. rates: Gaussians
+    move three times as fast as in 3DGS, so that surfaces find their place in fewer steps.
     """
     method: dict[str, Any] = {} if "rates" in without else {"lr_means": 4.8e-4, "lr_means_final": 4.8e-6}
     depth = 0.1 if masked and "depth" not in without else 0.0
     normals = 0.01 if (masked or normals_given) and "normals" not in without else 0.0
     if depth or normals:
         method["regularise"] = RegulariserConfig(absolute_depth=depth, normals=normals)
-    if not poses_given and "poses" not in without:
+    if count >= MOVE_FROM and not poses_given and "poses" not in without:
         method |= {"refine_poses": True} | pose_rates(pose_error_rad)
     return FitConfig.for_photos(count, **(method | changes))

@@ -31,3 +31,7 @@ def test_whole_scenes_lean_on_no_depth_and_only_on_the_normals_of_a_network():
     assert told.absolute_depth == 0 and told.normals > 0
     left = for_few_photos(6, poses_given=True, normals_given=True, without=("normals",))
     assert left == for_few_photos(6, poses_given=True)
+
+
+def test_cameras_of_three_photos_stay_where_the_solver_put_them():
+    assert [for_few_photos(n, poses_given=False).refine_poses for n in (3, 5, 6, 12)] == [False, False, True, True]
