@@ -44,7 +44,8 @@ def chosen_repairer(option: str, *, device: str = "cpu", prompt: str = "", video
     folder = Path(option)
     if not os.path.isdir(folder):  # False for what no system takes for a name, where Path.is_dir raises
         raise InputError(
-            f"--repairer {option[:200]} is neither {SMALL} nor a folder; give a checkpoint's folder as docs/repair-public.md says."
+            f"--repairer {option[:200]} is neither {SMALL} nor a folder; give a checkpoint's folder as docs/repair-public.md "
+            "says."
         )
     if (folder / "weights.json").is_file():
         return _own(folder, device)

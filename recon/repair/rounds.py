@@ -47,6 +47,11 @@ class RepairRoundsConfig:
     fill_most: float = 0.1  # new Gaussians in a round, in shares of all
     request: RequestConfig = field(default_factory=RequestConfig)
 
+    def __post_init__(self) -> None:
+        sizes = (self.rounds, self.steps, self.partners, self.per_pair)
+        assert min(sizes) >= 1, sizes
+        assert 0 < self.scale <= 1 and self.margin >= 0 and self.weight >= 0, (self.scale, self.margin, self.weight)
+
 
 @dataclass(frozen=True)
 class RepairedView:

@@ -218,3 +218,9 @@ def test_holes_are_filled_once_with_the_picture():
     assert len(with_holes_filled(holed, cameras, [green] * 2, WHITE, 2, 7)) == len(holed) + 7
     assert len(with_holes_filled(holed, cameras, [green] * 2, green[0, 0], 2, 100)) == len(holed), "nothing but background"
     assert len(with_holes_filled(wall, [cameras[0]], [green], WHITE, 2, 100)) - len(wall) < 100
+
+
+@pytest.mark.parametrize("change", [{"rounds": 0}, {"steps": 0}, {"partners": 0}, {"per_pair": 0}, {"scale": 0.0}])
+def test_rounds_without_anything_in_them_are_none(change):
+    with pytest.raises(AssertionError):
+        RepairRoundsConfig(**change)
