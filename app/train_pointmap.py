@@ -19,7 +19,7 @@ from diffusion.data.object_set import ObjectSet, licensed, rows_of
 from diffusion.training import Loss, Sheet, TrainConfig, half_precision, train
 from recon.pointmap.network import PointmapConfig, PointmapNetwork
 from recon.pointmap.objective import pointmap_loss
-from recon.pointmap.pair_bank import PairBank, PairBankConfig, build_pair_bank, open_pair_bank
+from recon.pointmap.pair_bank import PairBank, PairBankConfig, bank_facts, build_pair_bank, open_pair_bank
 from recon.pointmap.sheet import pair_sheet
 from splat.errors import InputError
 from splat.mesh import Mesh
@@ -51,7 +51,7 @@ def train_pointmap(step: str, work: Path, objects: Path | None, config: Pointmap
             raise InputError("The step 'views' furnishes rooms with objects; give their folder with --objects.")
         every = licensed(objects, config.presumed_licences)
         return (yield from build_pair_bank(
-            _furniture(every), work / "rooms", config.views, _facts(every), config.workers
+            _furniture(every), work / "rooms", config.views, _facts(every), config.workers, [f.key for f in every.facts]
         ))  # fmt: skip
     if step == "network":
         bank = open_pair_bank(work / "rooms")
@@ -103,11 +103,9 @@ def _sheet(bank: PairBank, config: PointmapTrainConfig) -> Sheet:
 
 
 def _pack(work: Path) -> Path:
-    import json
-
     last = work / "network" / "last"
     if not last.is_dir():
         raise InputError(f"{work} has no network/last; run the step 'network' to the end of a sitting.")
-    facts = json.loads((work / "rooms" / "bank.json").read_text(encoding="utf-8"))
+    facts = bank_facts(work / "rooms")
     PointmapNetwork.load(last).save(work / "weights", {k: v for k, v in facts.items() if k != "config"})
     return work / "weights"

@@ -40,18 +40,28 @@ def train_repair_step(
 def repair_pairs(
     objects: ObjectSet, folder: Path, config: PairConfig, seed: int = 0, minutes: float = 0.0, scenes: int = SCENES
 ) -> Generator[Progress, None, Path]:
-    """Pairs of `scenes` scenes of `objects` in `folder`, where they are missing; ends after `minutes`, 0 when all are there."""
+    """Pairs of `scenes` scenes of `objects` in `folder`, where they are missing; ends after `minutes`, 0 when all are there.
+
+    Raises `InputError` where the ones that are there are of another seed, other objects or another config.
+    """
     import time
+    from dataclasses import asdict
 
     from diffusion.repair_bank import save_pairs, scene_path
     from diffusion.train_repair import told_of
     from recon.repair.pairs import scene_pairs
+    from splat.made_with import check_made_with, digest_of
 
     folder.mkdir(parents=True, exist_ok=True)
     order = np.random.default_rng(seed).permutation(len(objects))
     most = min(scenes, len(objects) // OBJECTS)
     if most == 0:
         raise InputError(f"{len(objects)} training objects make no scene; give at least {OBJECTS}.")
+    settings = {name: value for name, value in asdict(config).items() if name not in ("threads", "device")}
+    made = {"seed": seed, "objects": digest_of(facts.key for facts in objects.facts)} | settings
+    notice = check_made_with(folder, made, "scene-*.safetensors")
+    if notice:
+        yield Progress("notice", 1, 1, notice)
     begun = time.monotonic()
     for number in range(most):
         path = scene_path(folder, number)

@@ -3,11 +3,14 @@
 train_00012.npz    one room: small pictures, XFeat's cells, depth, cameras, and how much of a picture another one sees
 val_00003.npz      rooms furnished with objects of the validation split
 bank.json          written last: how it was made, and of what
+made_with.json     written first: what rooms that are added later must share
 """
 
 from __future__ import annotations
 
 import json
+import re
+import zipfile
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -26,10 +29,13 @@ from recon.pointmap.rooms import RoomConfig, RoomViews, photographed, random_cam
 from splat.cameras import Cameras
 from splat.errors import InputError
 from splat.io.atomic import atomically
+from splat.made_with import check_made_with, digest_of
 from splat.mesh import Mesh
 from splat.progress import Progress
 
 ABOUT = "bank.json"
+ROOM = re.compile(r"(train|val)_\d{5,}\.npz")
+FIELDS = ("images", "descriptors", "trust", "depth", "cam_from_world", "focal", "shared")
 TOLD = 0.4  # share of the pairs with which the network is told the focal length
 
 
@@ -47,10 +53,23 @@ Furniture = Callable[[str, np.random.Generator], list[Mesh]]  # (split, random) 
 
 
 def build_pair_bank(
-    furniture: Furniture, folder: Path, config: PairBankConfig, facts: dict | None = None, workers: int = 1
+    furniture: Furniture,
+    folder: Path,
+    config: PairBankConfig,
+    facts: dict | None = None,
+    workers: int = 1,
+    objects: Sequence[str] = (),
 ) -> Generator[Progress, None, Path]:
-    """Draw what is not there yet; every room follows from the seed and its number. `facts` go into bank.json."""
+    """Draw what is not there yet; every room follows from the seed and its number. `facts` go into bank.json.
+
+    `objects` are the names of all that `furniture` chooses from. Raises `InputError` where rooms of another seed, of other
+    objects or of another config are there.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    made = {"seed": config.seed, "objects": digest_of(objects)} | asdict(config.room)
+    notice = check_made_with(folder, made, "*_*.npz")
+    if notice:
+        yield Progress("notice", 1, 1, notice)
     names = [("train", k) for k in range(config.rooms)] + [("val", k) for k in range(config.val_rooms)]
     missing = [(split, k) for split, k in names if not _path(folder, split, k).exists()]
     done = len(names) - len(missing)
@@ -153,17 +172,37 @@ class PairBank:
         return stacked(pairs, torch.rand(count, generator=generator) < TOLD)
 
 
-def open_pair_bank(folder: Path) -> PairBank:
-    """Raises `InputError` where `folder` holds no finished bank."""
+def bank_facts(folder: Path) -> dict:
+    """bank.json. Raises `InputError` where there is none, or none that can be read."""
     if not (folder / ABOUT).is_file():
         raise InputError(f"{folder} holds no rooms, or not all yet; run the step 'views' first.")
+    try:
+        facts = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        if not isinstance(facts, dict):
+            raise ValueError("it holds no fields")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / ABOUT} is damaged ({error}); remove it and run the step 'views' again.") from error
+    return facts
+
+
+def open_pair_bank(folder: Path) -> PairBank:
+    """Raises `InputError` where `folder` holds no finished bank, or a file that is no room."""
+    bank_facts(folder)
     rooms: dict[str, list[Path]] = {f"{s} {o}": [] for s in ("train", "val") for o in ("wide", "upright")}
     for path in sorted(folder.glob("*_*.npz")):
-        with np.load(path) as f:
-            height, width = f["trust"].shape[1:]
-        split = path.name.split("_")[0]
-        rooms[f"{split} {'wide' if width >= height else 'upright'}"].append(path)
-    if not rooms["train wide"]:
+        try:
+            split = ROOM.fullmatch(path.name)
+            if split is None:
+                raise ValueError("its name is not that of one")
+            with path.open("rb") as stream, np.load(stream) as f:
+                missing = {*FIELDS} - {*f.files}
+                if missing:
+                    raise ValueError(f"no {', '.join(sorted(missing))}")
+                _, height, width = f["trust"].shape
+        except (OSError, ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+            raise InputError(f"{path} is no room ({error}); remove it and run the step 'views' again.") from error
+        rooms[f"{split[1]} {'wide' if width >= height else 'upright'}"].append(path)
+    if not rooms["train wide"] and not rooms["train upright"]:
         raise InputError(f"{folder} holds no rooms to learn from; run the step 'views' again.")
     return PairBank(folder, {name: tuple(paths) for name, paths in rooms.items()})
 

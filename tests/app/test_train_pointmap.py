@@ -70,6 +70,20 @@ def test_steps_in_the_wrong_order_are_a_sentence(objects, tmp_path):
         run("network", tmp_path)
     with pytest.raises(InputError, match="step 'network'"):
         run("pack", tmp_path)
+    (tmp_path / "network" / "last").mkdir(parents=True)
+    with pytest.raises(InputError, match="step 'views' first"):
+        run("pack", tmp_path)
+    (tmp_path / "rooms").mkdir()
+    (tmp_path / "rooms" / "bank.json").write_text("{")
+    with pytest.raises(InputError, match=r"bank\.json is damaged"):
+        run("pack", tmp_path)
+
+
+def test_other_objects_are_for_another_work_folder(objects, tmp_path):
+    none = replace(CONFIG, views=replace(CONFIG.views, rooms=0, val_rooms=0))
+    run("views", tmp_path / "work", objects, none)
+    with pytest.raises(InputError, match=r"another objects .*use another work folder"):
+        run("views", tmp_path / "work", objects, replace(none, presumed_licences=True))
 
 
 @pytest.mark.parametrize(

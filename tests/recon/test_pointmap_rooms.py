@@ -1,5 +1,8 @@
 """Rooms to learn depth from: everything follows from the seed, depth is exact, cameras photograph."""
 
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -124,6 +127,70 @@ def test_a_bank_is_drawn_once_and_gives_true_pairs(bank):
 def test_an_unfinished_bank_is_refused(tmp_path):
     with pytest.raises(InputError, match="run the step 'views' first"):
         open_pair_bank(tmp_path)
+    for text in ("{", "[]", "\0"):
+        (tmp_path / "bank.json").write_text(text)
+        with pytest.raises(InputError, match="is damaged"):
+            open_pair_bank(tmp_path)
+
+
+@pytest.mark.parametrize("fault", ["cut", "field", "name", "split", "empty", "text", "shape"])
+def test_a_file_that_is_no_room_is_a_sentence(bank, tmp_path, fault):
+    folder = shutil.copytree(bank[0], tmp_path / "rooms")
+    path = folder / "train_00001.npz"
+    with np.load(path) as f:
+        room = {name: f[name] for name in f.files}
+    if fault == "cut":
+        path.write_bytes(path.read_bytes()[:-2000])
+    elif fault == "field":
+        np.savez(path, **{name: value for name, value in room.items() if name != "depth"})
+    elif fault == "name":
+        path = path.rename(folder / "a_b.npz")
+    elif fault == "split":
+        path = path.rename(folder / "test_00001.npz")
+    elif fault == "empty":
+        path.write_bytes(b"")
+    elif fault == "text":
+        path.write_text("a room")
+    else:
+        np.savez(path, **{**room, "trust": np.zeros(3)})
+    with pytest.raises(InputError, match=f"{path.name} is no room .*run the step 'views' again"):
+        open_pair_bank(folder)
+
+
+def test_rooms_that_are_all_upright_are_rooms(bank, tmp_path):
+    folder = shutil.copytree(bank[0], tmp_path / "rooms")
+    for path in folder.glob("train_*.npz"):
+        with np.load(path) as f:
+            room = {name: f[name] for name in f.files}
+        turned = {"images": (0, 2, 1, 3), "descriptors": (0, 1, 3, 2), "trust": (0, 2, 1), "depth": (0, 2, 1)}
+        np.savez(path, **{name: value.transpose(turned[name]) if name in turned else value for name, value in room.items()})
+    pair, _ = open_pair_bank(folder).batch("train", 2, torch.Generator().manual_seed(0))
+    assert pair.images.shape == (2, 2, 3, 32, 24)
+    for path in folder.glob("train_*.npz"):
+        path.unlink()
+    with pytest.raises(InputError, match="no rooms to learn from"):
+        open_pair_bank(folder)
+
+
+def test_rooms_are_added_only_to_what_was_made_alike(bank, tmp_path):
+    folder, config = shutil.copytree(bank[0], tmp_path / "rooms"), bank[1]
+    before = sorted(p.name for p in folder.iterdir())
+
+    def build(config, objects=()):
+        return list(build_pair_bank(lambda split, rng: [pyramid()], folder, config, objects=objects))
+
+    for changed, objects, sentence in (
+        (replace(config, seed=1), (), r"another seed \(0, now 1\); use another work folder"),
+        (replace(config, room=replace(config.room, width=80)), (), r"another width \(64, now 80\)"),
+        (config, ["own/box"], "another objects"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            build(changed, objects)
+    assert sorted(p.name for p in folder.iterdir()) == before
+    assert not [e for e in build(config) if e.stage == "notice"]
+    (folder / "made_with.json").unlink()
+    (notice,) = [e.note for e in build(config) if e.stage == "notice"]
+    assert "holds 4 files and no record" in notice and (folder / "made_with.json").is_file()
 
 
 def test_cells_find_their_shifted_selves():
