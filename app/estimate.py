@@ -24,6 +24,9 @@ SECONDS_PER_STEP_MEGAPIXEL = 0.12
 SECONDS_PER_STEP_100K = 0.045
 SECONDS_NEXT_PHOTO = 7.0  # the quick fits and the places compared
 REGULARISED = 1.2  # times as long is a step of the fit for few photos
+SHARE_OF_STEPS = 0.4  # of a preset's steps that all rounds of repair together have
+# Times as long as a plain step is one of the rounds, with its repaired view and all that makes it: rooms of docs/repair.md.
+REPAIRED = 3.6
 SECONDS_PER_FRAME_MEGAPIXEL = 0.25  # turntable
 SECONDS_MESH = 5.0
 REFERENCE_SLOWDOWN = 40.0  # of the plain PyTorch renderer against the native one
@@ -81,12 +84,11 @@ def estimate_photos(
     from splat.few_photos import FEW_PHOTOS  # imports torch
     from splat.optimise import BYTES_PER_GAUSSIAN
 
+    fast, slow = _renderer_speed(renderer, threads)
     speed = 1 + PARALLEL * (threads - 1)
-    fast = GPU_SPEEDUP if renderer == "gsplat" else speed
-    slow = REFERENCE_SLOWDOWN if renderer == "reference" else 1.0
     megapixels = fit_pixels / 1e6
     poses = estimate_poses(photos, threads) if solve_poses else SECONDS_PER_PHOTO * photos / speed
-    step = SECONDS_PER_STEP + SECONDS_PER_STEP_MEGAPIXEL * megapixels + SECONDS_PER_STEP_100K * preset.max_gaussians / 100_000
+    step = _step(fit_pixels, preset)
     step *= REGULARISED if regularised else 1
     frame = preset.turntable_side**2 * 0.7 / 1e6 * SECONDS_PER_FRAME_MEGAPIXEL
     seconds = (
@@ -101,6 +103,36 @@ def estimate_photos(
     return Estimate(seconds, memory, disk)
 
 
+def seconds_of_repair(photos: int, fit_pixels: int, preset: Preset, *, held_out: bool, renderer: str, threads: int) -> float:
+    """Of `photos --repair` on `photos` fitted photos: the rounds, and what judges them.
+
+    That is the same steps without repaired views for `held_out` photos, else small fits, as `recon.repair.judge` has them.
+    """
+    from recon.repair.judge import LEAST_PHOTOS, JudgeConfig  # imports torch
+    from recon.repair.rounds import RepairRoundsConfig
+
+    if photos < LEAST_PHOTOS and not held_out:
+        return 0.0
+    fast, slow = _renderer_speed(renderer, threads)
+    seconds = SHARE_OF_STEPS * preset.steps * (REPAIRED + held_out) * _step(fit_pixels, preset)
+    if not held_out:
+        judge, rounds = JudgeConfig(), RepairRoundsConfig.rounds
+        steps = min(photos, judge.photos) * (judge.steps + (1 + REPAIRED) * rounds * judge.round_steps)
+        seconds += steps * _step(min(fit_pixels, 0.75 * judge.side**2), preset)
+    return slow * seconds / fast
+
+
+def _renderer_speed(renderer: str, threads: int) -> tuple[float, float]:
+    """By what the time of fits is divided, and what it is multiplied with."""
+    fast = GPU_SPEEDUP if renderer == "gsplat" else 1 + PARALLEL * (threads - 1)
+    return fast, REFERENCE_SLOWDOWN if renderer == "reference" else 1.0
+
+
+def _step(pixels: float, preset: Preset) -> float:
+    """CPU-seconds of a plain step of the fit on photos of `pixels`."""
+    return SECONDS_PER_STEP + SECONDS_PER_STEP_MEGAPIXEL * pixels / 1e6 + SECONDS_PER_STEP_100K * preset.max_gaussians / 1e5
+
+
 def estimate_poses(photos: int, threads: int) -> float:
     """Seconds of reading photos and solving their poses."""
     pairs = photos * (photos - 1) / 2 if photos <= 20 else photos * 6
@@ -110,11 +142,8 @@ def estimate_poses(photos: int, threads: int) -> float:
 
 def estimate_refine(photos: int, stored: float, steps: int, preset: Preset, *, renderer: str, threads: int) -> Estimate:
     """For `steps` further steps on `photos` photos, of which the state holds `stored` bytes as float32 RGB."""
-    speed = 1 + PARALLEL * (threads - 1)
-    fast = GPU_SPEEDUP if renderer == "gsplat" else speed
-    slow = REFERENCE_SLOWDOWN if renderer == "reference" else 1.0
-    megapixels = stored / 12 / max(photos, 1) / 1e6
-    step = SECONDS_PER_STEP + SECONDS_PER_STEP_MEGAPIXEL * megapixels + SECONDS_PER_STEP_100K * preset.max_gaussians / 100_000
+    fast, slow = _renderer_speed(renderer, threads)
+    step = _step(stored / 12 / max(photos, 1), preset)
     frame = preset.turntable_side**2 * 0.7 / 1e6 * SECONDS_PER_FRAME_MEGAPIXEL
     seconds = slow * (steps * step + preset.turntable_frames * frame) / fast + SECONDS_MESH
     memory = BYTES_BASE + BYTES_MESHING + 3 * stored + preset.max_gaussians * BYTES_PER_FITTED_GAUSSIAN

@@ -19,13 +19,22 @@ from typing import Any
 import torch
 
 from app.commands import Photos
-from app.estimate import BYTES_BASE, BYTES_PER_PIXEL, Estimate, decodable_pixels, estimate_photos, memory_budget
+from app.estimate import (
+    BYTES_BASE,
+    BYTES_PER_PIXEL,
+    SHARE_OF_STEPS,
+    Estimate,
+    decodable_pixels,
+    estimate_photos,
+    memory_budget,
+    seconds_of_repair,
+)
 from app.jobs import Outcome, check_disk, costs_so_far, late_errors, meshed, noted, saved_stage
 from app.machine import Place, colour, pick_place
 from app.next_photo import entry, sheet
 from app.notices import Notices
 from app.presets import PRESETS, Preset
-from app.repair_splats import SHARE_OF_STEPS, repair_where_it_helps, types_of_rounds, write_invented
+from app.repair_splats import repair_where_it_helps, types_of_rounds, write_invented
 from app.repairers import SMALL, ChosenRepairer, chosen_repairer
 from app.report import InputFile, Licence, Report, read_report, write_report
 from app.result_folder import WorkFolder, begin, check_out, disk_errors_as_sentences, write_atomic
@@ -170,6 +179,12 @@ def plan_photos(options: Photos) -> Plan:
             f"--memory-budget {options.memory_budget} is too small for {len(found.photos)} photos of this size; "
             f"give at least {least:.1f}GB or fewer photos."
         )
+    repairer = chosen_repairer(SMALL, device=place.device) if options.repair else None
+    if repairer is not None:
+        more = seconds_of_repair(
+            fitted, int(fit_pixels), preset, held_out=bool(options.holdout), renderer=place.renderer, threads=place.threads
+        )
+        estimate = dataclasses.replace(estimate, seconds=estimate.seconds + more)
     check_disk(Path(options.out), estimate.disk)
     return Plan(
         options=options,
@@ -181,7 +196,7 @@ def plan_photos(options: Photos) -> Plan:
         fit_side=fit_side,
         background=background,
         regularised=regularised,
-        repairer=chosen_repairer(SMALL, device=place.device) if options.repair else None,
+        repairer=repairer,
         learned=learned,
         fit_memory=fit_memory,
         estimate=estimate,
@@ -252,16 +267,19 @@ def _photos_work(
         fit_config = dataclasses.replace(fit_config, **pose_rates(scene.facts.get("reprojection_rad", UNSURE)))
     train = [v.to(place.device) for v in scene.train]
     priors = None if scene.priors is None else scene.priors.to(place.device)
+    # With --repair, state/fit.safetensors is written at the end: a run that is cut there must not repair what is repaired.
     fitted = yield from saved(
-        "fit", fit(train, scene.initial.to(place.device), fit_config, work.state / "fit_checkpoint.safetensors", priors)
+        "fit" if plan.repairer is None else "first_fit",
+        fit(train, scene.initial.to(place.device), fit_config, work.state / "fit_checkpoint.safetensors", priors),
     )
-    tried = None
+    tried, repair_said = None, ()
     if plan.repairer is not None:
         steps = round(SHARE_OF_STEPS * preset.steps)
         tried = yield from repair_where_it_helps(
             scene, fitted, fit_config, plan.repairer.repair, steps, saved, work.state, place.device
         )
-        notices.add(NO_JUDGE if tried is None else tried.sentence)
+        repair_said = (NO_JUDGE if tried is None else tried.sentence,)
+        notices.add(*repair_said)
         if tried is not None and tried.kept:
             fitted = tried.fitted
     splats = fitted.splats.to(place.device)
@@ -313,7 +331,7 @@ def _photos_work(
     plain = {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in configs.items()}
     write_atomic(work.result / "config.json", json.dumps(plain, indent=1, default=str).encode())
     watch.split()
-    warnings = list(dict.fromkeys((*plan.notices, *scene.warnings, *unplaced, *no_mesh)))
+    warnings = list(dict.fromkeys((*plan.notices, *scene.warnings, *unplaced, *no_mesh, *repair_said)))
     heldout_names = {name for v in scene.heldout for name in v.names}
     placed = {name for v in (*scene.train, *scene.heldout) for name in v.names}
     report = write_report(
@@ -349,11 +367,11 @@ def _photos_work(
         ),
         work.result / "report.json",
     )
-    if tried is not None:
-        if tried.kept:
-            save_stage(work.state / "fit.safetensors", (fitted, ()))  # what a later refinement begins with
-        for path in (work.state / "left_out.safetensors", *work.state.glob("repair_*.safetensors")):
-            path.unlink(missing_ok=True)
+    if plan.repairer is not None:
+        save_stage(work.state / "fit.safetensors", (fitted, ()))  # what a later refinement begins with
+        for name in ("left_out", "repair_*", "control_*", "first_fit"):  # made again, to the same bits, by a run cut here
+            for path in work.state.glob(f"{name}.safetensors"):
+                path.unlink()
     work.publish(keep_state=not options.compact)
     yield Progress("files", 1, 1, f"{options.out} is complete")
     return Outcome(Path(options.out), report)

@@ -87,6 +87,8 @@ class Comparison:
     left_out: tuple[Quality, Quality] | None = None  # every photo in turn, by splats made the same way without it
     by: Literal["psnr", "ssim"] = "psnr"  # what must be better; ssim as `recon.repair.judge.helps` has it
     invented: float | None = None  # share of repaired pictures that no photo vouches for
+    # The judged photos after as many further steps without repaired views or grafts, which these must beat.
+    control: Quality | None = None
 
     @property
     def judged_by(self) -> str:
@@ -100,10 +102,10 @@ class Comparison:
     def kept(self) -> Kept:
         before, after = self.judged
         if self.by == "ssim":
-            from recon.repair.judge import helps
+            from recon.repair.judge import repair_helps
 
-            return "refined" if helps(before, after) else "unrefined"
-        return "refined" if after.psnr - before.psnr >= LEAST_GAIN else "unrefined"
+            return "refined" if repair_helps(before, self.control or before, after) else "unrefined"
+        return "refined" if after.psnr - max(before.psnr, (self.control or before).psnr) >= LEAST_GAIN else "unrefined"
 
 
 def refine_result(options: Refine) -> Generator[Progress, None, Outcome]:
@@ -222,8 +224,12 @@ def told(plan: RefinePlan, compared: Comparison) -> dict[str, Any]:
     from dataclasses import asdict
 
     def pair(qualities: tuple[Quality, Quality] | None) -> dict[str, Any] | None:
-        return None if qualities is None else {"before": asdict(qualities[0]), "after": asdict(qualities[1])}
+        if qualities is None:
+            return None
+        control = {"control": asdict(compared.control)} if compared.control and qualities is compared.judged else {}
+        return {"before": asdict(qualities[0]), **control, "after": asdict(qualities[1])}
 
+    earlier = invented_earlier(plan.report)
     return {
         "of": plan.of,
         "way": plan.options.way,
@@ -231,6 +237,7 @@ def told(plan: RefinePlan, compared: Comparison) -> dict[str, Any]:
         **({} if plan.strength is None else {"strength": plan.strength}),
         **({"prompt": plan.options.prompt} if plan.options.prompt else {}),
         **({} if compared.invented is None else {"repairer": plan.options.repairer, "invented": compared.invented}),
+        **({"invented_earlier": earlier} if earlier else {}),
         "judged_by": compared.judged_by,
         "kept": compared.kept,
         "train": pair(compared.train),
@@ -240,17 +247,29 @@ def told(plan: RefinePlan, compared: Comparison) -> dict[str, Any]:
     }
 
 
+def invented_earlier(report: dict[str, Any]) -> list[float]:
+    """What a result's splats hold of earlier `refine --with repair`, the newest first: the share that no photo vouches for."""
+    told = report.get("refine", {})
+    newest = [told["invented"]] if "invented" in told and told["kept"] == "refined" else []
+    return [*newest, *told.get("invented_earlier", [])]
+
+
 def verdict(compared: Comparison, way: str) -> tuple[str, ...]:
     """Sentences for the user about what the comparison can and cannot say."""
     before, after = compared.judged
     what = "Fitting longer" if way == "steps" else f"--with {way}"
-    sentences = []
+    sentences, control = [], compared.control
+
+    def said(quality: Quality) -> str:
+        return f"SSIM {quality.ssim:.4f} and {quality.psnr:.2f} dB" if compared.by == "ssim" else f"{quality.psnr:.2f} dB"
+
+    alone = "" if control is None else f"{said(control)} after as many further steps without it, "
+    figures = f"{said(before)} before, {alone}{said(after)} after"
     if compared.kept == "unrefined":
-        figures = f"{before.psnr:.2f} dB before, {after.psnr:.2f} dB after"
-        if compared.by == "ssim":
-            figures = f"SSIM {before.ssim:.4f} and {before.psnr:.2f} dB before, {after.ssim:.4f} and {after.psnr:.2f} dB after"
-        sentences.append(f"{what} did not help ({figures}), so the splats are the unrefined ones.")
-    elif compared.invented is not None:
+        sentences.append(f"{what} did not help ({figures}), so the splats are the unrefined ones.{_longer(compared)}")
+    elif control is not None:
+        sentences.append(f"{what} helped ({figures}).")
+    if compared.kept == "refined" and compared.invented is not None:
         sentences.append(
             f"{100 * compared.invented:.0f} % of the pictures that repair drew was seen by no photo and is invented; invented/ "
             "shows where."
@@ -261,6 +280,20 @@ def verdict(compared: Comparison, way: str) -> tuple[str, ...]:
             "other views."
         )
     return tuple(sentences)
+
+
+def _longer(compared: Comparison) -> str:
+    """What to do instead, where further steps alone make the splats better."""
+    control, (before, after) = compared.control, compared.judged
+    if control is None:
+        return ""
+    if compared.by == "ssim":
+        from recon.repair.judge import helps
+
+        return " The further steps alone help: --with steps makes them." if helps(before, control) else ""
+    if control.psnr - before.psnr < LEAST_GAIN:
+        return ""
+    return f" --with steps would do {'more' if control.psnr >= after.psnr else 'about as much'}."
 
 
 def report_of(plan: RefinePlan, compared: Comparison, licences: Sequence[Licence] = (), **values: Any) -> Report:
@@ -280,6 +313,7 @@ def report_of(plan: RefinePlan, compared: Comparison, licences: Sequence[Licence
         licences=list(licences),
         facts=old["facts"],
         image=old.get("image"),
+        repair=old.get("repair"),
         next_photo=old.get("next_photo"),
         refine=told(plan, compared),
         **values,

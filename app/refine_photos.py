@@ -84,7 +84,7 @@ def refine(plan: RefinePlan, work: WorkFolder, watch: Stopwatch, notices: Notice
     saved = functools.partial(saved_stage, work=work, types=types_of_state(), watch=watch, notices=notices)
     copy_state(plan.source, work, "reconstruction")
     refined = yield from saved(
-        "refined", _fitted_further(plan, scene, fitted, config, work.state / "fit_checkpoint.safetensors")
+        "refined", fitted_further(plan, scene, fitted, config, work.state / "fit_checkpoint.safetensors")
     )
     return (yield from photos_finished(plan, work, watch, notices, refined))
 
@@ -101,20 +101,21 @@ def photos_finished(
     by: Literal["psnr", "ssim"] = "psnr",
     invented: float | None = None,
     also: Callable[[Path], None] | None = None,
+    control: Quality | None = None,
     **configs: Any,
 ) -> Generator[Progress, None, Outcome]:
     """What every way of refining a photos result ends with; `refined` is the saved stage of that name.
 
-    `by` and `invented` as in `Comparison`; `also` writes what else a refined result holds into its folder.
+    `by`, `invented` and `control` as in `Comparison`; `also` writes what else a refined result holds into its folder.
     """
     from splat.extract_mesh import MeshConfig, extract_mesh
 
     scene, fitted, place, preset = plan.ready.scene, plan.ready.fitted, plan.place, PRESETS[plan.options.preset]
     background = torch.tensor(plan.ready.config.background)
-    before = yield from _measured(plan, scene, fitted, background)
-    after = yield from _measured(plan, scene, refined, background)
+    before = yield from measured_splats(plan, scene, fitted, background)
+    after = yield from measured_splats(plan, scene, refined, background)
     compared = Comparison(
-        (before.train, after.train), before.holdout and (before.holdout, after.holdout), left_out, by, invented
+        (before.train, after.train), before.holdout and (before.holdout, after.holdout), left_out, by, invented, control
     )
     mesh_config = MeshConfig(max_faces=preset.mesh_faces)
 
@@ -189,9 +190,10 @@ def _cap(preset: PresetName, gaussians: int) -> int:
     return max(PRESETS[preset].max_gaussians, gaussians)
 
 
-def _fitted_further(
+def fitted_further(
     plan: RefinePlan, scene: Reconstruction, fitted: FitResult, config: FitConfig, state: Path
 ) -> Generator[Progress, None, FitResult]:
+    """`fitted` after the fit of `config` to the photos of `scene`, on the plan's device; the result is on the CPU."""
     from splat.optimise import fit
 
     device = plan.place.device
@@ -229,16 +231,16 @@ def chained(first: Tensor, second: Tensor) -> Tensor:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Measured:
+class MeasuredSplats:
     train: Quality
     holdout: Quality | None
     pairs: list  # photos beside renders, held-out ones where there are any
     heldout: list[Views]  # with the cameras that they were judged by
 
 
-def _measured(
+def measured_splats(
     plan: RefinePlan, scene: Reconstruction, fitted: FitResult, background: Tensor
-) -> Generator[Progress, None, _Measured]:
+) -> Generator[Progress, None, MeasuredSplats]:
     """As the photos job measures: held-out photos whose cameras were solved are placed against the splats first."""
     from app.quality import refined
 
@@ -249,4 +251,4 @@ def _measured(
     if heldout and not scene.heldout_posed:
         heldout = yield from refined(splats, heldout, background)
     holdout, holdout_pairs = yield from measured(splats, heldout, background, None, place.threads)
-    return _Measured(train, holdout, holdout_pairs or train_pairs, heldout)
+    return MeasuredSplats(train, holdout, holdout_pairs or train_pairs, heldout)

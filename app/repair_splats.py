@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from splat.optimise import FitConfig, FitResult
     from splat.views import Views
 
-SHARE_OF_STEPS = 0.4  # of a preset's steps that all rounds together have
 PICTURES = "invented"  # folder of the result
 
 
@@ -47,7 +46,7 @@ def repaired(
     scene: Reconstruction,
     fitted: FitResult,
     config: FitConfig,
-    repairer: Repairer,
+    repairer: Repairer | None,
     rounds: RepairRoundsConfig,
     saved: Saved,
     state: Path,
@@ -55,18 +54,18 @@ def repaired(
 ) -> Generator[Progress, None, tuple[FitResult, list[RepairedView]]]:
     """All rounds, each a saved stage repair_1, repair_2, ...; the fit with the first fit's exposures, and the repaired views.
 
-    `state` is the folder of the fits' checkpoints.
+    `state` is the folder of the fits' checkpoints. Without a repairer: the same steps on the photos alone, control_1, ...
     """
     from recon.repair.rounds import repair_round
 
     views = as_exposed_alike(scene, fitted, config, device)
     priors = None if scene.priors is None else scene.priors.to(device)
     splats, steps, seen = fitted.splats.to(device), fitted.steps, []
-    last = fitted
+    last, stage = fitted, "control" if repairer is None else "repair"
     for number in range(rounds.rounds):
-        checkpoint = state / f"repair_{number + 1}_checkpoint.safetensors"
+        checkpoint = state / f"{stage}_{number + 1}_checkpoint.safetensors"
         job = repair_round(views, splats, config, repairer, rounds, number, priors, checkpoint)
-        done: RepairRound = yield from saved(f"repair_{number + 1}", job)
+        done: RepairRound = yield from saved(f"{stage}_{number + 1}", job)
         checkpoint.unlink(missing_ok=True)
         last, splats, steps = done.fitted, done.fitted.splats.to(device), steps + done.fitted.steps
         views = [dataclasses.replace(v, cameras=c.to(device)) for v, c in zip(views, last.cameras)]
@@ -77,17 +76,26 @@ def repaired(
 
 
 def left_out(
-    scene: Reconstruction, fitted: FitResult, config: FitConfig, repairer: Repairer, rounds: RepairRoundsConfig, device: str
-) -> Generator[Progress, None, tuple[Quality, Quality]]:
-    """Before and after repair, of photos that small fits did not see (`recon.repair.judge`); there must be enough photos."""
+    scene: Reconstruction,
+    fitted: FitResult,
+    config: FitConfig,
+    repairer: Repairer,
+    rounds: RepairRoundsConfig,
+    device: str,
+    first: FitConfig,
+) -> Generator[Progress, None, tuple[Quality, Quality, Quality]]:
+    """Before, after the same steps without repair, and after repair, of photos that small fits did not see.
+
+    `first` says how these are fitted, `config` how they are fitted on. There must be enough photos (`recon.repair.judge`).
+    """
     from recon.repair.judge import left_out_scores
 
     views = as_exposed_alike(scene, fitted, config, device)
     priors = None if scene.priors is None else scene.priors.to(device)
-    scores = yield from left_out_scores(views, scene.initial.to(device), config, repairer, rounds, priors)
+    scores = yield from left_out_scores(views, scene.initial.to(device), first, repairer, rounds, priors, further=config)
     assert scores is not None, "fewer photos than the judge needs"
-    before, after = (Quality(s.psnr, s.ssim, None, s.photos) for s in scores)
-    return before, after
+    before, control, after = (Quality(s.psnr, s.ssim, None, s.photos) for s in scores)
+    return before, control, after
 
 
 @dataclass(frozen=True)
@@ -107,9 +115,10 @@ def repair_where_it_helps(
 ) -> Generator[Progress, None, Tried | None]:  # fmt: skip
     """Rounds of `steps` steps together, kept where held-out photos, or else photos left out of small fits, say that they help.
 
+    They must help more than the same steps without repaired views; where those alone help, `sentence` says so.
     None where there is nothing to judge by; then nothing is tried.
     """
-    from recon.repair.judge import LEAST_PHOTOS, helps
+    from recon.repair.judge import LEAST_PHOTOS, helps, repair_helps
 
     if not scene.heldout and sum(len(v) for v in scene.train) < LEAST_PHOTOS:
         return None
@@ -117,34 +126,42 @@ def repair_where_it_helps(
     told = (scene, fitted, gentle, repairer, rounds_of(steps))
     scores = None
     if not scene.heldout:
-        scores = yield from saved("left_out", left_out(*told, device))
-    if scores is not None and not helps(*scores):
+        scores = yield from saved("left_out", left_out(*told, device, gentle))
+    if scores is not None and not repair_helps(*scores):
         made, views = fitted, []  # what small fits show not to help is not tried on the whole
     else:
         made, views = yield from repaired(*told, saved, state, device)
     if scores is None:
+        alone, _ = yield from repaired(scene, fitted, gentle, None, told[-1], saved, state, device)
         scores = []
-        for each in (fitted, made):
-            scores.append((yield from _held_out(scene, each, config, device)))
-    before, after = scores
-    kept = helps(before, after)
+        for each in (fitted, alone, made):
+            scores.append((yield from held_out(scene, each, config, device)))
+    before, control, after = scores
+    kept = repair_helps(before, control, after)
     facts = {
         "kept": "refined" if kept else "unrefined",
         "judged_by": "holdout" if scene.heldout else "left_out",
         "before": dataclasses.asdict(before),
+        "control": dataclasses.asdict(control),
         "after": dataclasses.asdict(after),
         "invented": invented(views),
     }
-    figures = f"SSIM {before.ssim:.4f} -> {after.ssim:.4f}, PSNR {before.psnr:.2f} -> {after.psnr:.2f} dB"
+    figures = (
+        "SSIM {:.4f} before, {:.4f} after the same steps without it, {:.4f} with it; PSNR {:.2f}, {:.2f}, {:.2f} dB".format(
+            *(s.ssim for s in scores), *(s.psnr for s in scores)
+        )
+    )
     if kept:
         share = f"{100 * invented(views):.0f} % of what it drew was seen by no photo and is invented ({PICTURES}/ shows where)"
         sentence = f"Repair helped ({figures} on {facts['judged_by'].replace('_', ' ')} photos); {share}."
     else:
         sentence = f"Repair did not help ({figures} on {facts['judged_by'].replace('_', ' ')} photos), so it is left out."
+        if helps(before, control):
+            sentence += " The further steps alone help: refine --with steps makes them."
     return Tried(made if kept else fitted, views, facts, sentence, kept)
 
 
-def _held_out(scene: Reconstruction, fitted: FitResult, config: FitConfig, device: str) -> Generator[Progress, None, Quality]:
+def held_out(scene: Reconstruction, fitted: FitResult, config: FitConfig, device: str) -> Generator[Progress, None, Quality]:
     """As the photos job measures: cameras that were solved are placed against the splats first."""
     from app.quality import refined
     from app.scene_files import measured

@@ -32,6 +32,7 @@ def with_holes_filled(
     stride: int,
     most: int,
     backend: str = "auto",
+    threads: int | None = None,
 ) -> Splats:
     """`splats` and Gaussians in the holes of `cameras` (batches of one), which `pictures` [H, W, 3] on `background` [3] fill.
 
@@ -40,7 +41,7 @@ def with_holes_filled(
     added: list[Splats] = []
     for camera, picture in zip(cameras, pictures, strict=True):
         room = most - sum(len(a) for a in added)
-        drawn = render(Splats.cat([splats, *added]), camera, RenderOptions(), backend)
+        drawn = render(Splats.cat([splats, *added]), camera, RenderOptions(threads=threads), backend)
         alpha = drawn.alpha[0]
         if room <= 0 or not bool((alpha < HOLE).any()) or not bool((alpha >= HOLE).any()):
             continue

@@ -1,7 +1,8 @@
 """Does repair help this scene? Asked of photos that the splats have not seen.
 
 Held-out photos answer at once. Without any, photos are left out in turn of small, short fits, which are then repaired as the
-whole scene would be: what that does to the photo that was left out is what it does between the photos.
+whole scene would be: what that does to the photo that was left out is what it does between the photos. Rounds of repair are
+further steps too, and these alone make most fits better: repair is judged beside the same steps without repaired views.
 """
 
 from __future__ import annotations
@@ -53,6 +54,11 @@ def helps(before: Scores, after: Scores) -> bool:
     return after.ssim - before.ssim >= LEAST_GAIN and after.psnr - before.psnr >= -MOST_LOSS
 
 
+def repair_helps(before: Scores, control: Scores, after: Scores) -> bool:
+    """Repaired splats must be better than what the same steps made without repaired views, and than the splats before."""
+    return helps(control, after) and helps(before, after)
+
+
 def left_out_scores(
     views: list[Views],
     initial: Splats,
@@ -61,11 +67,13 @@ def left_out_scores(
     rounds: RepairRoundsConfig,
     priors: Priors | None = None,
     config: JudgeConfig | None = None,
-) -> Generator[Progress, None, tuple[Scores, Scores] | None]:
-    """(before, after) repair, of photos left out in turn; None of fewer than `LEAST_PHOTOS` photos.
+    further: FitConfig | None = None,
+) -> Generator[Progress, None, tuple[Scores, Scores, Scores] | None]:
+    """(before, control, after), of photos left out in turn; None of fewer than `LEAST_PHOTOS` photos.
 
-    `initial` is what the fit of all photos began with: it may know of the photo that is left out, before and after alike.
-    Yields stage "judge".
+    before: fits from `initial` as `fit_config` says, which has the rates of a first fit. after: these repaired in `rounds`,
+    which fit as `further` says (as `fit_config` without it). control: the same rounds without repaired views. `initial` is what
+    the fit of all photos began with: it may know of the photo that is left out, in all three alike. Yields stage "judge".
     """
     config = config or JudgeConfig()
     small = [v.limited(config.side) for v in views]
@@ -75,9 +83,10 @@ def left_out_scores(
         return None
     chosen = sorted({round(k * (count - 1) / max(config.photos - 1, 1)) for k in range(config.photos)})
     base = dataclasses.replace(fit_config, steps=config.steps, exposure=False, coarse=())
+    later = base if further is None else dataclasses.replace(further, exposure=False, coarse=())
     rounds = dataclasses.replace(rounds, steps=config.round_steps)
-    total = len(chosen) * (config.steps + rounds.rounds * config.round_steps)
-    scores: tuple[list[tuple[float, float]], list[tuple[float, float]]] = ([], [])
+    total = len(chosen) * (config.steps + 2 * rounds.rounds * config.round_steps)
+    scores: tuple[list[tuple[float, float]], ...] = ([], [], [])
     done = 0
     for photo in chosen:
         rest, told = without(small, known, photo)
@@ -86,12 +95,13 @@ def left_out_scores(
         done += config.steps
         scores[0].append(_scored(fitted.splats, camera, truth, fit_config))
         rest = [dataclasses.replace(v, cameras=c) for v, c in zip(rest, fitted.cameras)]
-        job = repair_rounds(rest, fitted.splats, base, repairer, rounds, told)
-        mended = yield from _counted(job, done, total, config.round_steps)
-        done += rounds.rounds * config.round_steps
-        scores[1].append(_scored(mended.fitted.splats, camera, truth, fit_config))
-    before, after = (Scores(*(sum(column) / len(column) for column in zip(*found)), len(found)) for found in scores)
-    return before, after
+        for found, mending in zip(scores[1:], (None, repairer)):
+            job = repair_rounds(rest, fitted.splats, later, mending, rounds, told)
+            mended = yield from _counted(job, done, total, config.round_steps)
+            done += rounds.rounds * config.round_steps
+            found.append(_scored(mended.fitted.splats, camera, truth, fit_config))
+    before, control, after = (Scores(*(sum(column) / len(column) for column in zip(*found)), len(found)) for found in scores)
+    return before, control, after
 
 
 def without(views: list[Views], priors: Priors | None, photo: int) -> tuple[list[Views], Priors | None]:

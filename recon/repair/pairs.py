@@ -120,7 +120,7 @@ def scene_pairs(objects: Sequence[Mesh], seed: int, config: PairConfig) -> Gener
             splats = end.value.splats
         if len(cameras[chosen]):
             asked = cameras[chosen].to(config.device)
-            requests.append(repair_request(splats, on, asked, background.to(config.device), seed))
+            requests.append(repair_request(splats, on, asked, background.to(config.device), seed, threads=config.threads))
     truth, _ = raycast(scene.mesh, cameras, background=background, threads=config.threads or 0)
     yield Progress("pairs", 3, 3)
     fields = ("images", "alpha", "trust", "warped", "known")

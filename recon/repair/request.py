@@ -39,13 +39,15 @@ class SeenPhoto:
 
 
 @torch.no_grad()
-def seen_photos(splats: Splats, views: Sequence[Views], config: RequestConfig, backend: str = "auto") -> list[SeenPhoto]:
+def seen_photos(
+    splats: Splats, views: Sequence[Views], config: RequestConfig, backend: str = "auto", threads: int | None = None
+) -> list[SeenPhoto]:
     """All photos of posed `views`, in order."""
     photos = []
     for view in views:
         for i in range(len(view)):
             camera = view.cameras[i]
-            drawn = render(splats, camera, RenderOptions(), backend)
+            drawn = render(splats, camera, RenderOptions(threads=threads), backend)
             solid = drawn.alpha[0] > config.solid
             if view.masks is not None:
                 solid &= view.masks[i] > 0.5
@@ -62,17 +64,19 @@ def repair_request(
     seed: int = 0,
     config: RequestConfig | None = None,
     backend: str = "auto",
+    threads: int | None = None,
+    seen: Sequence[SeenPhoto] | None = None,
 ) -> RepairRequest:
     """What is known of `cameras` [V], which took no photo; `views` are the posed photos that the splats were fitted to.
 
     All on one device; `background` [3] sRGB is what photos and renders stand on. Photos should be about as large as the
     cameras' pictures: they are sampled bilinearly. Where all photos are masked, what a render leaves empty is trusted to be
-    background.
+    background. `seen` is what `seen_photos` gives of the same, for those who ask several times of splats that stay.
     """
     config = config or RequestConfig()
-    photos = seen_photos(splats, views, config, backend)
+    photos = seen_photos(splats, views, config, backend, threads) if seen is None else seen
     masked = all(v.masks is not None for v in views)
-    options = RenderOptions(background=background)
+    options = RenderOptions(background=background, threads=threads)
     parts = []
     for i in range(len(cameras)):
         camera = cameras[i]

@@ -85,14 +85,15 @@ def repair_rounds(
     views: list[Views],
     splats: Splats,
     fit_config: FitConfig,
-    repairer: Repairer,
+    repairer: Repairer | None,
     config: RepairRoundsConfig,
     priors: Priors | None = None,
     state: Path | None = None,
 ) -> Generator[Progress, None, RepairRound]:
     """All rounds of `repair_round`; the last one, its fit counting the steps of all. Cameras that move keep where they went.
 
-    Yields stages "repair" and "fit".
+    Without a repairer they are the same steps on the photos alone, beside which it is seen what repaired views bring. Yields
+    stages "repair" and "fit".
     """
     done, steps = None, 0
     for number in range(config.rounds):
@@ -107,7 +108,7 @@ def repair_round(
     views: list[Views],
     splats: Splats,
     fit_config: FitConfig,
-    repairer: Repairer,
+    repairer: Repairer | None,
     config: RepairRoundsConfig,
     number: int = 0,
     priors: Priors | None = None,
@@ -117,15 +118,17 @@ def repair_round(
 
     `fit_config` says how photos are fitted: its terms, caps and rates; steps are `config.steps`. Photos are taken as exposed
     alike. `state` as for `fit`. `number` counts the rounds from 0: it changes the repairer's seed and where the views lie.
+    Without a repairer there are no repaired views, and the fit is the same but for them.
     """
     background = torch.tensor(fit_config.background, device=splats.means.device)
     sized = _scaled(views, config.scale)
-    cameras = _arcs(sized, config, number)
+    cameras = [] if repairer is None else _arcs(sized, config, number)
+    drawing = fit_config.backend, fit_config.threads
     seen: list[RepairedView] = []
     targets: list[VirtualView] = []
     yield Progress("repair", 0, len(cameras), f"round {number + 1} of {config.rounds}")
     for batch in _alike(cameras):
-        request = repair_request(splats, sized, batch, background, fit_config.seed + number, config.request, fit_config.backend)
+        request = repair_request(splats, sized, batch, background, fit_config.seed + number, config.request, *drawing)
         repaired = repairer(request)
         assert repaired.shape == request.images.shape, (tuple(repaired.shape), tuple(request.images.shape))
         repaired = repaired.to(request.images).clamp(0, 1)
@@ -141,7 +144,7 @@ def repair_round(
     if config.fill_stride and targets and config.weight and not masked:
         most = round(config.fill_most * len(splats))
         seeing, pictures = [t.camera for t in targets], [t.image[0] for t in targets]
-        splats = with_holes_filled(splats, seeing, pictures, background, config.fill_stride, most, fit_config.backend)
+        splats = with_holes_filled(splats, seeing, pictures, background, config.fill_stride, most, *drawing)
     settings = dataclasses.replace(
         fit_config,
         steps=config.steps,

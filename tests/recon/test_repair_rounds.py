@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from recon.repair.fill import continued, with_holes_filled
-from recon.repair.judge import JudgeConfig, Scores, helps, left_out_scores, resized, without
+from recon.repair.judge import JudgeConfig, Scores, helps, left_out_scores, repair_helps, resized, without
 from recon.repair.rounds import RepairRoundsConfig, _arcs, distance_weights, repair_round, repair_rounds
 from splat.cameras import Cameras, intrinsics
 from splat.gaussians import Splats
@@ -84,7 +84,7 @@ def test_a_perfect_repairer_is_better_than_the_same_steps_without(scene):
     heldout = ring([-30.0, 30.0])
     oracle = Oracle(truth, arcs)
     with_repair = run(repair_rounds(photos, start, FIT, oracle, config))
-    alone = run(repair_rounds(photos, start, FIT, lambda r: r.images, dataclasses.replace(config, weight=0.0)))
+    alone = run(repair_rounds(photos, start, FIT, None, config))
     wanted = seen(truth, heldout)
     gained, plain, before = (
         float(psnr(seen(s, heldout), wanted).mean()) for s in (with_repair.fitted.splats, alone.fitted.splats, start)
@@ -160,8 +160,8 @@ def test_nonsense_is_found_out_by_photos_that_are_left_out(scene):
 
     small = JudgeConfig(photos=2, side=32, steps=40, round_steps=20)
     rounds = RepairRoundsConfig(rounds=1, per_pair=1, weight=2.0)
-    before, after = run(left_out_scores(photos, start, FIT, nonsense, rounds, None, small))
-    assert before.photos == 2 and after.ssim < before.ssim - 0.01 and not helps(before, after)
+    before, control, after = run(left_out_scores(photos, start, FIT, nonsense, rounds, None, small))
+    assert before.photos == 2 and after.ssim < before.ssim - 0.01 and not repair_helps(before, control, after)
     assert run(left_out_scores([photos[0][[0, 1]]], start, FIT, nonsense, rounds, None, small)) is None
 
 
