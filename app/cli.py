@@ -258,11 +258,17 @@ def _refined_summary(out: Path, report: dict) -> str:
     told = report["refine"]
     figures = [
         f"{told[name]['before']['psnr']:.2f} -> {told[name]['after']['psnr']:.2f} dB {name.replace('_', ' ')}"
+        + _alone(told[name])
         for name in ("train", "holdout", "left_out")
         if told.get(name)
     ]
     verdict = "the refined splats are kept" if told["kept"] == "refined" else "that did not help, the splats are the old ones"
     return f"{out}: {', '.join(figures)}; {verdict}"
+
+
+def _alone(compared: dict) -> str:
+    """Beside what a way of refining did, as many steps without it."""
+    return f" ({compared['control']['psnr']:.2f} by as many steps alone)" if compared.get("control") else ""
 
 
 def _prior(prior: dict) -> str:

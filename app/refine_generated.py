@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from app.machine import Place
 from app.notices import Notices
 from app.presets import IMAGE_PRESETS, PRESETS, PresetName
 from app.refine import RefinePlan, copy_state
-from app.refine_photos import Ready, photos_finished, types_of_state, unexposed
+from app.refine_photos import Ready, fitted_further, measured_splats, photos_finished, types_of_state, unexposed
 from app.refine_photos import ready as photos_ready
 from app.report import Licence, Quality
 from app.result_folder import WorkFolder
@@ -33,7 +33,7 @@ from splat.progress import Progress
 if TYPE_CHECKING:
     from diffusion.graft import GraftConfig
     from splat.gaussians import Splats
-    from splat.optimise import FitResult
+    from splat.optimise import FitConfig, FitResult
     from splat.similarity import Similarity
     from splat.views import Views
 
@@ -92,7 +92,8 @@ def generated_ready(
 
 
 def _with_generator(options: Refine, estimate: Estimate, rounds: int, seconds: float, memory: float, budget: int) -> Estimate:
-    needed = dataclasses.replace(estimate, seconds=rounds * (estimate.seconds + seconds), memory=estimate.memory + memory)
+    # The same steps are made twice: with what the generator made, and without.
+    needed = dataclasses.replace(estimate, seconds=rounds * (2 * estimate.seconds + seconds), memory=estimate.memory + memory)
     if needed.memory > budget:
         raise InputError(
             f"Refining {options.result} --with {options.way} needs about {needed.memory / 1e9:.1f} GB of memory, more than "
@@ -123,14 +124,18 @@ def generated_work(
     views = _on_white(plan, fitted)
     config = graft_config(plan, len(fitted.splats), generator.taught)
     left_out = None
-    if not scene.heldout:
-        left_out = yield from saved("left_out", _left_out(plan, views, generator.generate, config))
+    if scene.heldout:
+        state = work.state / "control_checkpoint.safetensors"
+        control = yield from saved("control", _control(plan, longer_config(plan, config, views), state))
+    else:
+        before, control, after = yield from saved("judged", _left_out(plan, views, generator.generate, config))
+        left_out = before, after
     made = yield from saved("generated", generator.generate(fitted.splats, views))
     refined = yield from saved("refined", _grafted(fitted, made, views, config, work.state / "fit_checkpoint.safetensors"))
-    scratch = ("left_out", "generated")
+    scratch = ("control", "control_checkpoint", "judged", "generated")
     return (
         yield from photos_finished(
-            plan, work, watch, notices, refined, left_out, scratch, generator.licences, refine_graft=config
+            plan, work, watch, notices, refined, left_out, scratch, generator.licences, control=control, refine_graft=config
         )
     )
 
@@ -140,11 +145,22 @@ def graft_config(plan: RefinePlan, gaussians: int, taught: float) -> GraftConfig
     from diffusion.refine_object import RefineConfig
 
     most = max(PRESETS[plan.options.preset].max_gaussians, gaussians)
-    place = plan.place
-    fit = RefineConfig(
-        steps=plan.steps, max_gaussians=most, threads=place.threads, backend=place.renderer, seed=plan.options.seed
-    )
+    threads, seed = plan.place.threads, plan.options.seed
+    # State and generators' splats lie in main memory, where they are joined and fitted; "auto" draws where the tensors are.
+    fit = RefineConfig(steps=plan.steps, max_gaussians=most, threads=threads, backend="auto", seed=seed)
     return GraftConfig(taught=taught, fit=fit)
+
+
+def longer_config(plan: RefinePlan, config: GraftConfig, views: Sequence[Views]) -> FitConfig:
+    """Of `--with steps`, with as many steps as the grafted splats are fitted for."""
+    return dataclasses.replace(plan.ready.config, steps=config.fit.fit(sum(len(v) for v in views)).steps)
+
+
+def _control(plan: RefinePlan, config: FitConfig, state: Path) -> Generator[Progress, None, Quality]:
+    """The held-out photos after as many further steps on the photos alone, which what a generator made must beat."""
+    scene, background = plan.ready.scene, torch.tensor(config.background)
+    longer = yield from fitted_further(plan, scene, plan.ready.fitted, config, state)
+    return (yield from measured_splats(plan, scene, longer, background)).holdout
 
 
 def _unchanged(fitted: FitResult) -> Generator[Progress, None, FitResult]:
@@ -176,15 +192,18 @@ def _on_white(plan: RefinePlan, fitted: FitResult) -> list[Views]:
 
 def _left_out(
     plan: RefinePlan, views: list[Views], generate: Generate, config: GraftConfig
-) -> Generator[Progress, None, tuple[Quality, Quality]]:
-    """Every photo in turn by splats that never saw it: fitted to the others, and that refined. Small and short fits."""
+) -> Generator[Progress, None, tuple[Quality, Quality, Quality]]:
+    """Photos in turn by splats that never saw them: fitted to the others; that fitted as many steps more; that refined.
+
+    Small and short fits.
+    """
     from splat.hidden import hidden
     from splat.optimise import FitConfig, fit
 
     small = [v.limited(JUDGING_SIDE) for v in views]
     places = [(i, k) for i, v in enumerate(small) for k in range(len(v))]
     judges = [places[round(j * (len(places) - 1) / (MOST_JUDGES - 1))] for j in range(MOST_JUDGES)]
-    scores: tuple[list, list] = ([], [])
+    scores: tuple[list, list, list] = ([], [], [])
     for number, (i, k) in enumerate(dict.fromkeys(judges)):
         rest = [v[[n for n in range(len(v)) if (j, n) != (i, k)]] for j, v in enumerate(small)]
         rest = [v for v in rest if len(v)]
@@ -194,12 +213,24 @@ def _left_out(
         settings = {"steps": JUDGING_STEPS, "lr_means": 4.8e-4, "sh_degree": 1, "random_background": "masked"}
         settings |= {"max_gaussians": config.fit.max_gaussians, "threads": plan.place.threads, "seed": plan.options.seed}
         fitted = yield from fit(rest, initial[~unknown], FitConfig.for_photos(len(places) - 1, **settings))
+        longer = yield from fit(rest, fitted.splats, _longer_and_small(longer_config(plan, config, rest), fitted))
         made = yield from generate(fitted.splats, rest)
         refined = yield from _grafted(fitted, made, rest, config, None)
-        for found, splats in zip(scores, (fitted.splats, refined.splats), strict=True):
-            found.append(_score(splats, small[i][[k]], plan.place.threads))
+        for found, each in zip(scores, (fitted, longer, refined), strict=True):
+            found.append(_score(each.splats, small[i][[k]], plan.place.threads))
         yield Progress("judge", number + 1, len(set(judges)), f"without {small[i].names[k]}")
-    return _mean(scores[0]), _mean(scores[1])
+    before, control, after = (_mean(column) for column in scores)
+    return before, control, after
+
+
+def _longer_and_small(config: FitConfig, fitted: FitResult) -> FitConfig:
+    """`config` for photos on white, as exposed alike, whose cameras are taken as they are and whose depth is not known."""
+    from splat.regularise import RegulariserConfig
+
+    return dataclasses.replace(
+        config, background=WHITE, exposure=False, refine_poses=False, regularise=RegulariserConfig(),
+        sh_degree=fitted.splats.sh_degree, random_background="masked", memory_budget=None, backend="auto",
+    )  # fmt: skip
 
 
 def _score(splats: Splats, view: Views, threads: int) -> tuple[float, float]:

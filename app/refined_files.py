@@ -12,6 +12,7 @@ from typing import Any
 from app.jobs import Outcome
 from app.notices import Notices
 from app.refine import Comparison, RefinePlan, report_of, verdict
+from app.repair_splats import PICTURES
 from app.report import Licence, write_report
 from app.result_folder import WorkFolder, write_atomic
 from app.stopwatch import Stopwatch
@@ -28,6 +29,7 @@ FILES = (
     "input.png",
     "next_photo.png",
 )
+EARLIER = "earlier"  # folder in that of what was invented: what had been before
 NO_MESH = "There is no mesh:"
 
 Written = Generator[Progress, None, tuple[int, int, tuple[str, ...]]]  # Gaussians, triangles, and why there are none
@@ -54,9 +56,12 @@ def finished(
     if compared.kept == "unrefined":
         yield Progress("files", 0, 1)
         copy_files(plan.source, work.result)
+        copy_invented(plan.source, work.result / PICTURES)
     else:
         gaussians, faces, no_mesh = yield from write()
         copy_files(plan.source, work.result, ("next_photo.png",))  # what the same photos lack
+        own = compared.invented is not None  # pictures of what this refinement made up
+        copy_invented(plan.source, work.result / PICTURES / EARLIER if own else work.result / PICTURES)
         warnings = [*(w for w in warnings if not w.startswith(NO_MESH)), *no_mesh]
     warnings = list(dict.fromkeys(warnings))
     configs = plan.config | {"refine": plan.job} | configs
@@ -86,3 +91,9 @@ def copy_files(source: Path, result: Path, names: Sequence[str] = FILES) -> None
     for name in names:
         if (source / name).is_file():
             shutil.copyfile(source / name, result / name)
+
+
+def copy_invented(source: Path, folder: Path) -> None:
+    """What repair made up of the splats before: the refined ones began with it."""
+    if (source / PICTURES).is_dir():
+        shutil.copytree(source / PICTURES, folder, dirs_exist_ok=True)

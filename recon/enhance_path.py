@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from recon.repair.request import RequestConfig, SeenPhoto, carry, repair_request
+from recon.repair.request import RequestConfig, SeenPhoto, carry, repair_request, seen_photos
 from splat.cameras import Cameras
 from splat.gaussians import Splats
 from splat.progress import Progress
@@ -110,10 +110,11 @@ def _repaired(
 ) -> Generator[Frame, None, None]:
     """Frames in order. Where chunks overlap, one's repair fades into the next one's."""
     total, fading = len(cameras), None
+    seen = seen_photos(splats, photos, config.request, backend)  # once: the splats stay
     for first in range(0, max(total - config.overlap, 1), config.chunk - config.overlap):
         rows = range(first, min(first + config.chunk, total))
         part = cameras[list(rows)].to(splats.means.device)
-        request, depth = path_request(splats, part, photos, background, config, backend)
+        request, depth = path_request(splats, part, photos, seen, background, config, backend)
         made = repairer(request)
         assert made.shape == request.images.shape, (tuple(made.shape), tuple(request.images.shape))
         change = made.to(request.images).clamp(0, 1) - request.images
@@ -131,14 +132,23 @@ def _repaired(
 
 
 def path_request(
-    splats: Splats, cameras: Cameras, photos: Sequence[Views], background: Tensor, config: EnhanceConfig, backend: str = "auto"
+    splats: Splats,
+    cameras: Cameras,
+    photos: Sequence[Views],
+    seen: Sequence[SeenPhoto],
+    background: Tensor,
+    config: EnhanceConfig,
+    backend: str = "auto",
 ) -> tuple[RepairRequest, Tensor]:
-    """What a repairer is told of these frames, and their depth [V, H, W], 0 where the splats are not solid."""
+    """What a repairer is told of these frames, and their depth [V, H, W], 0 where the splats are not solid.
+
+    `seen` are the `photos` with the depth that the splats give them (`recon.repair.request.seen_photos`).
+    """
     drawn = [render(splats, cameras[i], RenderOptions(background=background), backend) for i in range(len(cameras))]
     alpha = torch.cat([d.alpha for d in drawn])
     depth = torch.where(alpha > config.request.solid, torch.cat([d.expected_depth for d in drawn]), 0.0)
     if photos:
-        return repair_request(splats, photos, cameras, background, config.seed, config.request, backend), depth
+        return repair_request(splats, photos, cameras, background, config.seed, config.request, backend, seen=seen), depth
     images = torch.cat([d.rgb for d in drawn]).clamp(0, 1)
     nothing = images.new_zeros(len(images), config.request.references, *images.shape[1:])
     return RepairRequest(images, alpha, torch.ones_like(alpha), nothing, nothing[..., 0], config.seed), depth

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from app import commands, refine_generated, refine_multiview, refine_volume
+from app.machine import pick_place
 from app.pipelines import photos_to_scene
-from app.refine import refine_result
+from app.refine import plan_refine, refine_result
 from app.refine_generated import Generated, Generator3D
+from app.refine_photos import LR_MEANS
 from app.report import Licence, read_report
 from diffusion.object_frame import object_frame
 from recon.poses.from_file import write_transforms
@@ -19,8 +21,9 @@ from splat.cameras import Cameras
 from splat.errors import InputError
 from splat.gaussians import Splats
 from splat.io.images import save_image
+from splat.optimise import FitResult, fit
 from splat.progress import Progress
-from splat.render import RenderOptions, render
+from splat.render import RenderOptions, backend, render
 from splat.similarity import Similarity
 
 AZIMUTHS = (0.0, 30.0, 60.0, 200.0)  # the photo from behind is the one held out
@@ -68,6 +71,11 @@ def held_out(tmp_path_factory) -> Path:
     return made_from_photos(tmp_path_factory.mktemp("held"), 4, 4)
 
 
+@pytest.fixture(scope="module")
+def none_held_out(tmp_path_factory) -> Path:
+    return made_from_photos(tmp_path_factory.mktemp("none"), 4, 0)
+
+
 def refine(result: Path, out: Path, **more) -> commands.Refine:
     defaults = {"result": result, "out": out, "way": "multiview", "preset": "draft", "steps": 30, "threads": 1}
     return commands.Refine(**defaults | more)
@@ -97,21 +105,19 @@ def test_sides_that_photos_do_not_show_come_from_the_generator(held_out, tmp_pat
     outcome, events = run(refine_result(refine(held_out, tmp_path / "out", strength=0.7)))
     told, old = outcome.report["refine"], read_report(held_out)
     assert (told["way"], told["strength"], told["judged_by"], told["kept"]) == ("multiview", 0.7, "holdout", "refined")
-    assert told["holdout"]["after"]["psnr"] > told["holdout"]["before"]["psnr"] + 1
+    psnr = {name: quality["psnr"] for name, quality in told["holdout"].items()}
+    assert psnr["after"] > max(psnr["before"], psnr["control"]) + 1
     assert len(load.asked) == 1 and sum(len(v) for v in load.asked[0]) == 3, "the photos of the fit, once"
     assert outcome.report["licences"] == [*old["licences"], {"name": "Oracle", "licence": "CC0-1.0"}]
     assert {e.stage for e in events} >= {"estimate", "views", "fit", "measure", "mesh", "turntable", "files"}
     assert {p.name for p in outcome.out.iterdir()} == {p.name for p in held_out.iterdir()}
     assert {p.stem for p in (outcome.out / "state").glob("*.safetensors")} >= {"reconstruction", "fit"}
-    assert "generated" not in {p.stem for p in (outcome.out / "state").iterdir()}
+    assert not {"generated", "control", "control_checkpoint"} & {p.stem for p in (outcome.out / "state").iterdir()}
     again, _ = run(refine_result(refine(outcome.out, tmp_path / "again", way="steps", steps=10)))
     assert again.report["refine"]["of"] == "photos"
 
 
 def test_what_the_held_out_photos_do_not_confirm_is_not_kept(held_out, tmp_path, monkeypatch):
-    def wrong() -> Splats:
-        return dataclasses.replace(truth(), sh=2 - truth().sh)
-
     monkeypatch.setattr(refine_multiview, "load", oracle(wrong))
     outcome, _ = run(refine_result(refine(held_out, tmp_path / "out")))
     told = outcome.report["refine"]
@@ -119,6 +125,82 @@ def test_what_the_held_out_photos_do_not_confirm_is_not_kept(held_out, tmp_path,
     assert (outcome.out / "scene.ply").read_bytes() == (held_out / "scene.ply").read_bytes()
     assert "--with multiview did not help" in outcome.report["warnings"][-1]
     assert outcome.report["licences"] == read_report(held_out)["licences"]
+
+
+def wrong() -> Splats:
+    return dataclasses.replace(truth(), sh=2 - truth().sh)
+
+
+def faded() -> Splats:
+    """Better than what the photos tell of the back, and worse than the truth."""
+    return dataclasses.replace(truth(), sh=0.6 * truth().sh)
+
+
+def longer_fit(monkeypatch, made):
+    """Further fits on photos alone, which are slower than first ones, come to `made(initial)`."""
+
+    def stand_in(views, initial, config, state=None, priors=None):
+        if config.lr_means != LR_MEANS:
+            return (yield from fit(views, initial, config, state, priors))
+        yield Progress("fit", 1, 1)
+        count = sum(len(v) for v in views)
+        exposures = torch.tensor([1.0, 0.0]).view(1, 2, 1).repeat(count, 1, 3)
+        return FitResult(made(initial), [v.cameras for v in views], exposures, 0.0, config.steps)
+
+    monkeypatch.setattr("splat.optimise.fit", stand_in)
+
+
+def truth_of(result: Path) -> Splats:
+    world = torch.tensor(read_report(result)["result_from_input"], dtype=torch.float64)
+    return truth().transformed(Similarity.from_matrix(world))
+
+
+@pytest.mark.parametrize(
+    ("generator", "further_steps", "kept", "word"),
+    [
+        (truth, "idle", "refined", "helped"),
+        (faded, "right", "unrefined", "--with steps would do more."),
+        (wrong, "right", "unrefined", "--with steps would do more."),
+        (wrong, "idle", "unrefined", "the unrefined ones."),
+    ],
+)
+@pytest.mark.parametrize("judge", ["holdout", "left_out"])
+def test_a_generator_must_beat_further_steps_alone(
+    held_out, none_held_out, tmp_path, monkeypatch, judge, generator, further_steps, kept, word
+):
+    result = held_out if judge == "holdout" else none_held_out
+    monkeypatch.setattr(refine_generated, "JUDGING_STEPS", 30)
+    monkeypatch.setattr(refine_multiview, "load", oracle(generator))
+    longer_fit(monkeypatch, {"idle": lambda initial: initial, "right": lambda initial: truth_of(result)}[further_steps])
+    outcome, _ = run(refine_result(refine(result, tmp_path / "out", steps=4)))
+    told = outcome.report["refine"]
+    psnr = {name: quality["psnr"] for name, quality in told[judge].items()}
+    assert (told["judged_by"], told["kept"]) == (judge, kept), psnr
+    assert list(psnr) == ["before", "control", "after"]
+    assert (psnr["control"] > psnr["before"] + 1) == (further_steps == "right"), psnr
+    assert outcome.report["warnings"][-1].endswith(word) or word == "helped", outcome.report["warnings"]
+    said = f"{psnr['before']:.2f} dB before, {psnr['control']:.2f} dB after as many further steps without it, "
+    assert f"{said}{psnr['after']:.2f} dB after" in outcome.report["warnings"][-1]
+
+
+def test_the_renderer_is_that_of_the_tensors(held_out, tmp_path, monkeypatch):
+    """With a GPU the job's renderer is gsplat, which draws no splats of main memory."""
+    drawn = []
+
+    def asked(name):
+        drawn.append(name)
+        return backend(name)
+
+    found = pick_place("cpu", 1)
+    place = dataclasses.replace(found, device="cuda", renderer="gsplat")
+    ready = plan_refine(refine(held_out, tmp_path / "out"))
+    plan = dataclasses.replace(ready, place=place, steps=5)
+    config = refine_generated.graft_config(plan, 1000, 0.5)
+    views = refine_generated._on_white(plan, plan.ready.fitted)
+    made = Generated(truth_of(held_out), object_frame(views, plan.ready.fitted.splats.means.median(0).values))
+    monkeypatch.setattr("splat.render.backend", asked)
+    grafted, _ = run(refine_generated._grafted(plan.ready.fitted, made, views, config, None))
+    assert grafted.splats.means.device.type == "cpu" and drawn and set(drawn) == {found.renderer}
 
 
 def test_a_strength_of_nothing_changes_nothing(held_out, tmp_path, monkeypatch):
@@ -131,8 +213,8 @@ def test_a_strength_of_nothing_changes_nothing(held_out, tmp_path, monkeypatch):
     assert (outcome.out / "scene.ply").read_bytes() == (held_out / "scene.ply").read_bytes()
 
 
-def test_without_held_out_photos_each_is_left_out_in_turn_and_a_cut_run_goes_on(tmp_path, monkeypatch):
-    result = made_from_photos(tmp_path / "made", 4, 0)
+def test_without_held_out_photos_each_is_left_out_in_turn_and_a_cut_run_goes_on(none_held_out, tmp_path, monkeypatch):
+    result = none_held_out
     monkeypatch.setattr(refine_generated, "JUDGING_STEPS", 40)
     load = oracle(truth)
     monkeypatch.setattr(refine_multiview, "load", load)
@@ -147,9 +229,8 @@ def test_without_held_out_photos_each_is_left_out_in_turn_and_a_cut_run_goes_on(
     assert len(load.asked) == 4 and any(e.note == "taken from the unfinished run" for e in events)
     told = outcome.report["refine"]
     assert told["judged_by"] == "left_out" and told["left_out"]["before"]["n"] == 3 and told["holdout"] is None
-    assert told["kept"] == (
-        "refined" if told["left_out"]["after"]["psnr"] - told["left_out"]["before"]["psnr"] >= 0.05 else "unrefined"
-    )
+    psnr = {name: quality["psnr"] for name, quality in told["left_out"].items()}
+    assert told["kept"] == ("refined" if psnr["after"] - max(psnr["before"], psnr["control"]) >= 0.05 else "unrefined")
     assert not any("Nothing was held out" in w for w in outcome.report["warnings"])
 
 

@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderTiny
 
 from diffusion.image_config import ImageSampleConfig
-from diffusion.image_to_3d import ImageTo3D, widest_gap, save_image_weights
+from diffusion.image_to_3d import ImageTo3D, save_image_weights, widest_gap
 from diffusion.models.multiview import MultiviewDenoiser
 from diffusion.subject import Subject
 from splat.errors import InputError

@@ -8,6 +8,7 @@ import torch
 from recon.enhance_path import EnhanceConfig, Frame, enhance_path, flicker_of, steadied_change
 from recon.initialise import initial_splats
 from recon.rendered_scenes import SceneConfig, furnished
+from recon.repair.request import repair_request, seen_photos
 from splat.cameras import Cameras
 from splat.mesh import Mesh
 from splat.metrics import psnr
@@ -158,6 +159,19 @@ def test_without_photos_solid_renders_are_trusted_and_with_them_what_they_saw(pa
     asked = PerFrame(path[0])
     enhanced(splats, path, asked, photos, chunk=COUNT)
     assert float(asked.asked[0].known.mean()) > 0.5 and asked.asked[0].seed == 0
+
+
+def test_the_depth_of_photos_is_drawn_once(path, splats, monkeypatch):
+    photos, drawn = [Views(path[0][::4], tuple("abc"), path[2][list(range(0, COUNT, 4))])], []
+    monkeypatch.setattr("recon.enhance_path.seen_photos", lambda *a: drawn.append(a) or seen_photos(*a))
+    again = "drawn again"
+    monkeypatch.setattr("recon.repair.request.seen_photos", lambda *a: pytest.fail(again))
+    asked = PerFrame(path[0])
+    enhanced(splats, path, asked, photos, chunk=4)
+    assert len(drawn) == 1 and len(asked.asked) == 3
+    monkeypatch.undo()
+    last = path[2][[COUNT - 1]]
+    assert torch.equal(asked.asked[-1].warped, repair_request(splats, photos, last, WHITE).warped)
 
 
 def test_chunks_that_overlap_fade_into_each_other(path, splats):
