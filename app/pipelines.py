@@ -216,7 +216,7 @@ def _learned(options: Photos) -> tuple:
         )
     if not options.prior and options.poses != "prior":
         return ()
-    from recon.priors.learned import LEARNED_PRIORS, find_weights
+    from recon.priors.learned import LEARNED_PRIORS, check_there, find_weights
 
     given = options.prior_weights or (None,) * len(options.prior)
     learned = tuple(find_weights(name, weights) for name, weights in zip(options.prior, given))
@@ -226,6 +226,8 @@ def _learned(options: Photos) -> tuple:
     if options.poses == "prior" and not any(w.family.gives_cameras for w in learned):
         *names, last = (name for name, family in LEARNED_PRIORS.items() if family.gives_cameras)
         raise InputError(f"--poses prior needs a --prior that gives cameras: {', '.join(names)} or {last}.")
+    for weights in learned:
+        check_there(weights)
     return learned
 
 

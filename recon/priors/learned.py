@@ -236,6 +236,15 @@ def find_weights(prior: str, given: str | None = None) -> PriorWeights:
     raise InputError(f"{shown} is neither a folder nor in the Hugging Face cache ({cache_folder()}); {remedy}")
 
 
+def check_there(weights: PriorWeights) -> None:
+    """Raises `InputError` for a folder that cannot be of a network: no config, or nothing that could be weights."""
+    folder = weights.folder
+    if not any((folder / name).is_file() for name in ("config.json", "model_index.json")):
+        raise InputError(f"{folder} has no config.json or model_index.json; give the folder of {weights.family.title}, whole.")
+    if not any(file.suffix in (".safetensors", ".bin", ".pt", ".pth", ".ckpt") for file in folder.rglob("*.*")):
+        raise InputError(f"{folder} has a config and no weights; copy the whole folder of {weights.family.title}.")
+
+
 def cached_weights(prior: str) -> list[PriorWeights]:
     """All published weights of `prior` that the Hugging Face cache holds, whether or not the package to run them is there."""
     found = []

@@ -109,6 +109,18 @@ def test_normals_without_the_fit_that_uses_them_are_refused(capture, tmp_path, c
     assert "serves a part of the regularised fit that is left out" in capsys.readouterr().err
 
 
+def test_a_folder_of_no_network_is_refused_before_work(capture, tmp_path, capsys, empty_cache):
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    more = ["--prior", "depth-anything", "--prior-weights", folder]
+    assert photos(capture, tmp_path / "R", *more) == 2
+    assert "has no config.json or model_index.json" in capsys.readouterr().err
+    (folder / "config.json").write_text("{}")
+    assert photos(capture, tmp_path / "R", *more) == 2
+    assert "has a config and no weights" in capsys.readouterr().err
+    assert not list(tmp_path.glob("R*"))
+
+
 def test_cameras_by_a_network_from_one_command(capture, tmp_path, monkeypatch, empty_cache):
     """A package named vggt whose network knows the capture: a ball of radius 0.5 at the origin."""
 
@@ -135,6 +147,8 @@ def test_cameras_by_a_network_from_one_command(capture, tmp_path, monkeypatch, e
     monkeypatch.setattr("recon.priors.vggt.load_mixin", lambda kind, folder: Known())
     monkeypatch.setattr("recon.priors.vggt.SIDE", 70)
     (tmp_path / "weights").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "weights" / name).touch()
     options = commands.Photos(
         inputs=(capture.photos,), out=tmp_path / "R", preset="draft", max_side=64, threads=1, holdout=4,
         poses="prior", prior=("vggt",), prior_weights=(str(tmp_path / "weights"),),
