@@ -53,6 +53,7 @@ from splat.gaussians import Splats
 from splat.metrics import psnr, ssim
 from splat.optimise import FitConfig, fit
 from splat.points import PointCloud
+from splat.progress import result_of
 from splat.refine_camera import refine_camera
 from splat.regularise import RegulariserConfig
 from splat.render import RenderOptions, render
@@ -397,15 +398,6 @@ def scores(splats, scene: Scene, args: argparse.Namespace) -> dict[str, float]:
                 image, truth = (x * weights[..., None] + 1 - weights[..., None] for x in (image, truth))
             values.append((value, float(ssim(image, truth))))
     return dict(zip(("psnr", "ssim"), (sum(column) / len(column) for column in zip(*values))))
-
-
-def result_of(job):
-    """The value that a generator of `Progress` returns."""
-    while True:
-        try:
-            next(job)
-        except StopIteration as end:
-            return end.value
 
 
 def arguments() -> argparse.Namespace:

@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import time
-from collections.abc import Generator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -39,6 +38,7 @@ from splat.gaussians import Splats
 from splat.mesh import Mesh
 from splat.metrics import psnr, ssim
 from splat.optimise import FitConfig, fit
+from splat.progress import result_of
 from splat.raycast import raycast
 from splat.render import RenderOptions, render
 from splat.views import Views
@@ -85,17 +85,9 @@ def photographed(mesh: Mesh, cameras: Cameras, seed: int, name: str) -> Views:
     return Views((views.images + ROOM.noise * noise).clamp(0, 1), views.names, views.cameras)
 
 
-def finished(job: Generator):
-    while True:
-        try:
-            next(job)
-        except StopIteration as done:
-            return done.value
-
-
 def started(views: Views) -> Splats:
     """The first Gaussians, as the photos job makes them."""
-    depths = clean_depths([views], finished(estimate_depths([views], None)))
+    depths = clean_depths([views], result_of(estimate_depths([views], None)))
     points = fuse([views], depths)
     return initial_splats(type(points).cat([points, complete([views], points, depths)]))
 
@@ -105,7 +97,7 @@ def quality(views: Views, test: Views, steps: int) -> dict[str, float]:
     config = FitConfig.for_photos(
         len(views), steps=steps, sh_degree=1, lr_means=4.8e-4, lr_means_final=4.8e-6, max_gaussians=12_000, threads=1
     )
-    splats = finished(fit([views], started(views), config)).splats
+    splats = result_of(fit([views], started(views), config)).splats
     with torch.no_grad():
         drawn = render(splats, test.cameras, RenderOptions(background=torch.full((3,), 0.5))).rgb.clamp(0, 1)
     pairs = list(zip(drawn, test.images))
@@ -128,7 +120,7 @@ def row(objects, seed: int, steps: int) -> dict:
     begun = time.process_time()
     place = room(objects, seed)
     drawn = time.process_time()
-    found = finished(survey([place.photos], started(place.photos), NextPhotoConfig(threads=1)))
+    found = result_of(survey([place.photos], started(place.photos), NextPhotoConfig(threads=1)))
     asked = time.process_time() - drawn
     gains = [c.gain for c in found.candidates]
     best, far = int(np.argmax(gains)), farthest(found)

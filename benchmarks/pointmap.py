@@ -31,6 +31,7 @@ from splat.errors import SplatsmithError
 from splat.few_photos import for_few_photos
 from splat.metrics import psnr, ssim
 from splat.optimise import fit
+from splat.progress import result_of
 from splat.render import RenderOptions, render
 
 
@@ -131,14 +132,6 @@ def tell(row: dict) -> None:
     print(f"{row['scene']:24} {row['row']:14} {quality} {auc:>18} {row['cpu']:6.0f}", flush=True)
     for warning in row.get("warnings", ()):
         print("    " + warning)
-
-
-def result_of(job):
-    while True:
-        try:
-            next(job)
-        except StopIteration as end:
-            return end.value
 
 
 def arguments() -> argparse.Namespace:

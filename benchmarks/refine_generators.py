@@ -19,10 +19,8 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch
 
@@ -52,6 +50,7 @@ from splat.few_photos import for_few_photos
 from splat.gaussians import Splats
 from splat.metrics import psnr, ssim
 from splat.optimise import FitConfig, FitResult, fit
+from splat.progress import result_of
 from splat.render import RenderOptions, render
 from splat.similarity import Similarity
 from splat.views import Views
@@ -219,14 +218,6 @@ def score(images: Tensor, masks: Tensor, case: Case) -> dict[str, float]:
         "box": sum(box) / len(box),
         "far": float(far.mean()) if len(far) else float("nan"),
     }
-
-
-def result_of(job: Generator[Any, None, Any]) -> Any:
-    while True:
-        try:
-            next(job)
-        except StopIteration as end:
-            return end.value
 
 
 def summary(rows: list[dict], args: argparse.Namespace) -> None:

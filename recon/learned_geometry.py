@@ -15,7 +15,7 @@ from recon.priors import DepthMap
 from recon.priors.depth_guess import DepthGuess
 from recon.priors.learned import PriorWeights
 from splat.points import PointCloud
-from splat.progress import Progress
+from splat.progress import Progress, told_as
 from splat.similarity import Similarity
 from splat.views import Views
 
@@ -71,8 +71,5 @@ def _scaled(views: list[Views], weights: PriorWeights, device: str) -> Generator
     images = [image for view in views for image in view.images]
     focals = [float(K[0, 0]) for view in views for K in view.cameras.K]
     job = depths_alone(images, names, weights, device, focals)
-    while True:
-        try:
-            yield replace(next(job), stage="prior")
-        except StopIteration as end:
-            return [DepthGuess(d.name, d.depth, "scaled", d.confidence) for d in end.value]
+    found = yield from told_as(job, lambda event: replace(event, stage="prior"))
+    return [DepthGuess(d.name, d.depth, "scaled", d.confidence) for d in found]

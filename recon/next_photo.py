@@ -33,7 +33,7 @@ from splat.cameras import Cameras
 from splat.errors import InputError
 from splat.gaussians import Splats
 from splat.optimise import FitConfig, fit
-from splat.progress import Progress
+from splat.progress import Progress, told_as
 from splat.render import RenderOptions, render
 from splat.views import Views
 
@@ -174,13 +174,11 @@ def _members(
         generator = torch.Generator().manual_seed(seed)
         part = initial[torch.rand(len(initial), generator=generator).to(initial.means.device) < config.keep]
         job = fit(_without(small, without), part if len(part) else initial, _fit_config(count, seed, config))
-        while True:
-            try:
-                event = next(job)
-            except StopIteration as done:
-                members.append(done.value.splats)
-                break
-            yield dataclasses.replace(event, stage="next photo", step=k * config.steps + event.step, total=total, note="")
+        done = k * config.steps
+        fitted = yield from told_as(
+            job, lambda e, done=done: dataclasses.replace(e, stage="next photo", step=done + e.step, total=total, note="")
+        )
+        members.append(fitted.splats)
     return members
 
 

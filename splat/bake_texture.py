@@ -22,7 +22,7 @@ from splat.decimate import vertex_normals
 from splat.errors import InputError
 from splat.mesh import Mesh
 from splat.open3d_import import open3d
-from splat.progress import Progress
+from splat.progress import Progress, result_of
 from splat.raycast import GREY, bilinear, pixel_rays
 from splat.unwrap import check_size
 from splat.views import Views
@@ -61,12 +61,7 @@ class _Texels:
 
 def baked(mesh: Mesh, sources: Iterable[Views], config: BakeConfig | None = None) -> Mesh:
     """`bake`, without the events."""
-    job = bake(mesh, sources, config)
-    while True:
-        try:
-            next(job)
-        except StopIteration as end:
-            return end.value
+    return result_of(bake(mesh, sources, config))
 
 
 def bake(mesh: Mesh, sources: Iterable[Views], config: BakeConfig | None = None) -> Generator[Progress, None, Mesh]:

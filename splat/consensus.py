@@ -18,7 +18,7 @@ from torch import Tensor
 from splat.cameras import Cameras
 from splat.gaussians import Splats
 from splat.optimise import FitConfig, fit
-from splat.progress import Progress
+from splat.progress import Progress, told_as
 from splat.regularise import Priors, VirtualView
 from splat.regularise.virtual_views import between, neighbours
 from splat.render import RenderOptions, render
@@ -49,15 +49,11 @@ def fit_members(
         steps = max(round(config.steps * fit_config.steps), 1)
         alone = dataclasses.replace(fit_config, seed=seed, steps=steps)
         job = fit(views, part if len(part) else initial, alone, None, priors)
-        while True:
-            try:
-                event = next(job)
-            except StopIteration as done:
-                members.append(done.value.splats)
-                break
-            yield dataclasses.replace(
-                event, stage="members", step=k * steps + event.step, total=config.members * steps, values=event.values
-            )
+        done, total = k * steps, config.members * steps
+        fitted = yield from told_as(
+            job, lambda e, done=done, total=total: dataclasses.replace(e, stage="members", step=done + e.step, total=total)
+        )
+        members.append(fitted.splats)
     return members
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from recon.repair.judge import without
 from splat.gaussians import Splats
 from splat.optimise import FitConfig, fit
-from splat.progress import Progress
+from splat.progress import Progress, told_as
 from splat.regularise import Priors
 from splat.render import RenderOptions, render
 from splat.views import Views
@@ -57,19 +57,16 @@ def left_out_pairs(
     folds = min(config.folds, len(photos)) if len(photos) > 2 else 1
     renders: list[Tensor] = []
     shown: list[Tensor] = []
+    total = folds * config.steps
     for fold in range(folds):
         absent = range(fold, len(photos), folds) if folds > 1 else range(0)
         rest, told = views, priors
         for photo in reversed(absent):  # from the end, so that the others keep their numbers
             rest, told = without(rest, told, photo)
         job = fit(rest, initial, settings, None, told)
-        while True:
-            try:
-                event = next(job)
-            except StopIteration as end:
-                splats = end.value.splats
-                break
-            yield Progress("pairs", fold * config.steps + event.step, folds * config.steps, values=event.values)
+        done = fold * config.steps
+        fitted = yield from told_as(job, lambda e, done=done: Progress("pairs", done + e.step, total, values=e.values))
+        splats = fitted.splats
         seen = [k for k in range(len(photos)) if k not in absent]
         for photo in [*absent, *(seen if folds == 1 else seen[fold % len(seen) :][:1] if config.own else [])]:
             view, i = photos[photo]

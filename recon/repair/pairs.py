@@ -27,7 +27,7 @@ from splat.errors import StoppedLate
 from splat.mesh import Mesh
 from splat.optimise import FitConfig, fit
 from splat.points import PointCloud
-from splat.progress import Progress
+from splat.progress import Progress, result_of
 from splat.raycast import WHITE, raycast
 from splat.regularise import RegulariserConfig
 from splat.repair_request import RepairRequest
@@ -83,12 +83,7 @@ def scene_pairs(objects: Sequence[Mesh], seed: int, config: PairConfig) -> Gener
     scene = make(objects, count, seed, rng, config)
     views, background = [scene.photos], torch.tensor(scene.background)
     yield Progress("pairs", 0, 3)
-    prior = estimate_depths(views, None, PlaneSweepConfig())
-    try:
-        while True:
-            next(prior)
-    except StopIteration as end:
-        maps = clean_depths(views, end.value)
+    maps = clean_depths(views, result_of(estimate_depths(views, None, PlaneSweepConfig())))
     points = fuse(views, maps)
     if len(points) < LEAST_POINTS:
         raise StoppedLate(f"Stereo found {len(points)} points.")
@@ -112,12 +107,7 @@ def scene_pairs(objects: Sequence[Mesh], seed: int, config: PairConfig) -> Gener
         )
         yield Progress("pairs", 1 + len(requests), 3)
         on = [v.to(config.device) for v in views]
-        job = fit(on, initial.to(config.device), settings, None, fit_priors(on, maps))
-        try:
-            while True:
-                next(job)
-        except StopIteration as end:
-            splats = end.value.splats
+        splats = result_of(fit(on, initial.to(config.device), settings, None, fit_priors(on, maps))).splats
         if len(cameras[chosen]):
             asked = cameras[chosen].to(config.device)
             requests.append(repair_request(splats, on, asked, background.to(config.device), seed, threads=config.threads))
